@@ -1,0 +1,359 @@
+"""The assessment: what is recorded, printed, reported and returned to a host.
+
+Its fields are the published record; `schema()` is its JSON Schema. Later steps read it and never
+compute anything anew. Distances are LPIPS (0 is identical, lower is better, no unit).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PrivateAttr
+
+from medqa.errors import NotAssessableError
+
+__all__ = [
+    "AnnotationScore",
+    "Assessment",
+    "ClinicalSuitability",
+    "ComponentScore",
+    "Evidence",
+    "ImageInput",
+    "Inputs",
+    "Job",
+    "Level",
+    "Limit",
+    "MetricRef",
+    "PathologyScore",
+    "ProfileRef",
+    "Reason",
+    "RegionInput",
+    "RegionScore",
+    "Scores",
+    "SliceScore",
+    "Verdict",
+    "WindowScore",
+    "schema",
+]
+
+Verdict = Literal["diagnostic", "expert_review", "unsuitable", "not_assessable"]
+Level = Literal["diagnostic", "screening"]
+Distance = Annotated[float, Field(ge=0.0, description="LPIPS; 0 is identical, lower is better")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Record(BaseModel):
+    """Immutable, and nothing in it that the schema does not name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ImageInput(_Record):
+    """One of the two images, as far as it is needed to find and check it again."""
+
+    kind: Literal["dicom", "nifti", "array"]
+    shape: tuple[int, int, int] = Field(description="slices, rows, columns")
+    modality: str | None
+    unit: str
+    spacing_mm: tuple[float, float, float] | None = Field(description="slice, row, column")
+    body_part: str | None
+    transfer_syntax: str | None
+    file_sha256: Sha256 | None
+    pixels_sha256: Sha256
+    patient_hmac: Sha256 | None = None
+    study_hmac: Sha256 | None = None
+    series_hmac: Sha256 | None = None
+    instance_hmac: Sha256 | None = Field(
+        None, description="of a single SOP instance; None for a series"
+    )
+
+
+class RegionInput(_Record):
+    """A mask or annotation file that regions were read from."""
+
+    kind: Literal["pathology", "annotation"]
+    file_sha256: Sha256 | None
+    regions: int = Field(ge=0)
+
+
+class Inputs(_Record):
+    """What was compared. An image is None where it could not be read."""
+
+    reference: ImageInput | None
+    candidate: ImageInput | None
+    regions: tuple[RegionInput, ...] = ()
+
+
+class ProfileRef(_Record):
+    """The thresholds that the verdict rests on."""
+
+    name: str
+    version: str
+    sha256: Sha256
+    status: Literal["published", "calibrated", "provisional"]
+    caution: str | None = Field(None, description="what these limits are known to get wrong")
+
+
+class MetricRef(_Record):
+    """The network that the distances were measured with."""
+
+    name: Literal["lpips"] = "lpips"
+    backbone: str
+    version: str
+    weights_sha256: Sha256
+    relative_error: float | None = Field(
+        None,
+        description="stated relative error towards the network that the thresholds hold for; "
+        "None where it is that network itself",
+    )
+
+
+class Limit(_Record):
+    """One threshold, with where it comes from."""
+
+    name: str
+    value: Distance
+    unit: str
+    source: str
+    date: str
+    status: Literal["published", "calibrated", "provisional"]
+
+
+class WindowScore(_Record):
+    """The image under one display."""
+
+    name: str
+    low: float | None = Field(description="value shown black, in the image's unit; None for a LUT")
+    high: float | None = Field(description="value shown white, in the image's unit")
+    lpips: Distance
+
+
+class SliceScore(_Record):
+    """One slice, under the display where it fares worst."""
+
+    index: int = Field(ge=0)
+    lpips: Distance
+    window: str
+
+
+class ComponentScore(_Record):
+    """One connected part of the pathology, on its worst slice and display."""
+
+    name: str
+    lpips: Distance
+    slice: int
+    window: str
+    pixels: int = Field(gt=0)
+    bbox: tuple[int, int, int, int] = Field(description="x1, y1, x2, y2, in pixels, end excluded")
+
+
+class PathologyScore(_Record):
+    """The masked pathology."""
+
+    pathology_lpips: Distance
+    pathology_coverage: float = Field(
+        gt=0.0, le=1.0, description="share of the pixels of the slices that the mask touches"
+    )
+    weighted_pathology_score: Distance
+    pathology_preserved: bool
+    masked_lpips: Distance = Field(
+        description="both images multiplied by the mask, the textbook form; for comparison only"
+    )
+    components: tuple[ComponentScore, ...]
+
+
+class AnnotationScore(_Record):
+    """One annotated region, on its worst slice and display."""
+
+    annotation_type: str
+    lpips_score: Distance
+    preserved: bool
+    slice: int
+    window: str
+    pixels: int = Field(gt=0)
+    bbox: tuple[int, int, int, int] = Field(description="x1, y1, x2, y2, in pixels, end excluded")
+
+
+@dataclass(frozen=True)
+class RegionScore:
+    """One region as measured, before it is judged: on its worst slice and display."""
+
+    name: str
+    lpips: float
+    slice: int
+    window: str
+    pixels: int
+    bbox: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Everything that was measured, before anything is judged.
+
+    Parameters
+    ----------
+    windows, slices
+        Per display and per slice.
+    base_lpips
+        The image's distance: slices aggregated, the worst display.
+    aggregate
+        How the slices were aggregated, such as ``p95``.
+    components, annotations
+        Connected parts of the pathology masks, and the annotated regions.
+    coverage
+        Share of the pixels of the touched slices that the masks cover; None without a mask.
+    masked_lpips
+        Distance of both images multiplied by the mask; None without a mask.
+    metrics
+        Companion measures by name; None where infinite.
+    """
+
+    windows: tuple[WindowScore, ...]
+    slices: tuple[SliceScore, ...]
+    base_lpips: float
+    aggregate: str
+    components: tuple[RegionScore, ...] = ()
+    annotations: tuple[RegionScore, ...] = ()
+    coverage: float | None = None
+    masked_lpips: float | None = None
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+
+
+class ClinicalSuitability(_Record):
+    """What follows for the reader."""
+
+    suitable_for_diagnosis: bool
+    suitable_for_screening: bool
+    requires_expert_review: bool
+
+
+class Reason(_Record):
+    """One thing that the verdict rests on, in words and in numbers."""
+
+    text: str
+    value: float | None = None
+    limit: float | None = None
+    place: str | None = Field(None, description="whole image, slice, component or annotation")
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """A slice to look at; kept beside the assessment for its report, never recorded.
+
+    Parameters
+    ----------
+    index
+        The slice.
+    window
+        Name of the display.
+    reference, candidate
+        (rows, columns) float32 in [0, 1], as displayed.
+    distance_map
+        (rows, columns) float32, at least 0.
+    lpips
+        Distance of this slice under this display.
+    regions
+        (kind, name, (rows, columns) bool) for each region on the slice.
+    """
+
+    index: int
+    window: str
+    reference: NDArray[np.float32]
+    candidate: NDArray[np.float32]
+    distance_map: NDArray[np.float32]
+    lpips: float
+    regions: tuple[tuple[str, str, NDArray[np.bool_]], ...] = ()
+
+
+class Assessment(_Record):
+    """The record of one comparison. Scores are None where the verdict is `not_assessable`."""
+
+    assessment_id: str
+    created_at: AwareDatetime
+    medqa_version: str
+    inputs: Inputs
+    profile: ProfileRef | None
+    metric: MetricRef | None
+    limits: tuple[Limit, ...] = ()
+    base_lpips_score: Distance | None = None
+    aggregate: str | None = Field(None, description="how the slices make the base score")
+    diagnostic_quality: bool | None = None
+    screening_quality: bool | None = None
+    windows: tuple[WindowScore, ...] = ()
+    slices: tuple[SliceScore, ...] = ()
+    pathology_preservation: PathologyScore | None = None
+    annotation_preservation: tuple[AnnotationScore, ...] = ()
+    clinical_suitability: ClinicalSuitability
+    metrics: Mapping[str, float | None] = Field(
+        default_factory=dict,
+        description="companion measures; None where infinite (psnr_db of identical images)",
+    )
+    verdict: Verdict
+    reasons: tuple[Reason, ...]
+    origin: str | None = Field(None, description="who asked: a host, a study, a command")
+    correlation_id: str | None = Field(None, description="the host's own id for the request")
+
+    _evidence: tuple[Evidence, ...] = PrivateAttr(default=())
+    _failure: NotAssessableError | None = PrivateAttr(default=None)
+
+    @property
+    def evidence(self) -> tuple[Evidence, ...]:
+        """Slices to look at, worst first; empty on an assessment loaded from a store."""
+        return self._evidence
+
+    @property
+    def failure(self) -> NotAssessableError | None:
+        """Why it is not assessable, with the file's path, which is never recorded."""
+        return self._failure
+
+    def meets(self, level: Level) -> bool:
+        """Whether the verdict allows this use; False when not assessable."""
+        suitability = self.clinical_suitability
+        return (
+            suitability.suitable_for_diagnosis
+            if level == "diagnostic"
+            else suitability.suitable_for_screening
+        )
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request for one assessment, from a command or a host. Paths are the caller's own.
+
+    Parameters
+    ----------
+    reference, candidate
+        A DICOM file, a folder holding one DICOM series, or a NIfTI file.
+    masks, annotations
+        Region files.
+    profile
+        Name or path of a thresholds profile; None takes the one of the reference's modality.
+    backbone
+        Network to measure with.
+    resample
+        Bring a candidate on another grid to the reference's, where its geometry is known.
+    origin, correlation_id
+        Who asked, and the host's own id for it; both are recorded.
+    """
+
+    reference: str
+    candidate: str
+    masks: tuple[str, ...] = ()
+    annotations: tuple[str, ...] = ()
+    profile: str | None = None
+    backbone: str = "gray"
+    resample: bool = False
+    origin: str | None = None
+    correlation_id: str | None = None
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of the record."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **Assessment.model_json_schema(mode="serialization"),
+    }
