@@ -1,0 +1,717 @@
+"""DICOM reading against pydicom's own processing, real files and closed forms."""
+
+import contextlib
+import hashlib
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pydicom
+import pytest
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi_lut
+from pydicom.sequence import Sequence
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+from medqa.dicom import MAX_BYTES, Plane, arrange, is_dicom
+from medqa.errors import ReadError
+from medqa.image import Image, VoiLut, Window
+from medqa.reader import read
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Write pixels as a DICOM file; keyword arguments are its elements."""
+
+    def written(pixels: NDArray[Any], name: str = "image.dcm", **elements: object) -> Path:
+        ds = Dataset()
+        ds.file_meta = FileMetaDataset()
+        ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        ds.SOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
+        ds.SOPInstanceUID = generate_uid(entropy_srcs=[name])
+        ds.SeriesInstanceUID = "1.2.3"
+        ds.Modality = "OT"
+        ds.Rows, ds.Columns = pixels.shape[-2:]
+        if pixels.ndim == 3:
+            ds.NumberOfFrames = len(pixels)
+        ds.SamplesPerPixel = 1
+        ds.PhotometricInterpretation = "MONOCHROME2"
+        ds.BitsAllocated = 8 * pixels.dtype.itemsize
+        ds.BitsStored = ds.BitsAllocated
+        ds.HighBit = ds.BitsAllocated - 1
+        ds.PixelRepresentation = int(pixels.dtype.kind == "i")
+        ds.PixelData = pixels.tobytes() + b"\0" * (pixels.nbytes % 2)
+        ds["PixelData"].VR = "OB" if pixels.dtype.itemsize == 1 else "OW"
+        for keyword, value in elements.items():
+            if value is None:
+                delattr(ds, keyword)
+            else:
+                setattr(ds, keyword, value)
+        path = tmp_path / name
+        ds.save_as(path, enforce_file_format=True)
+        return path
+
+    return written
+
+
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """Keep pydicom, when a test calls it as the oracle, from warning of sloppy headers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def lut(first: int, entries: list[int] | bytes, bits: int, count: int | None = None) -> Sequence:
+    item = Dataset()
+    descriptor = [len(entries) % 65536 if count is None else count, first, bits]
+    item.add_new("LUTDescriptor", "SS" if first < 0 else "US", descriptor)
+    item.add_new("LUTData", "OW" if isinstance(entries, bytes) else "US", entries)
+    return Sequence([item])
+
+
+def display(image: Image) -> NDArray[np.float64]:
+    """Show an image as PS3.3 C.11.2.1 says, in [0, 1]: the formulas, written out once more."""
+    x = image.pixels.astype(np.float64)
+    if isinstance(image.voi, VoiLut):
+        last = len(image.voi.table) - 1
+        return image.voi.table[np.clip(x - image.voi.first, 0, last).astype(int)].astype(float)
+    assert image.voi is not None
+    c, w = image.voi.centre, image.voi.width
+    if image.voi.function == "SIGMOID":
+        return 1 / (1 + np.exp(-4 * (x - c) / w))
+    if image.voi.function == "LINEAR_EXACT":
+        return np.clip((x - c) / w + 0.5, 0, 1)
+    return np.clip((x - (c - 0.5)) / (w - 1) + 0.5, 0, 1)
+
+
+# Whole corpus ------------------------------------------------------------------------------------
+
+
+def dicom_files(root: Path) -> list[Path]:
+    files = (path for path in sorted(root.rglob("*")) if path.is_file())
+    return [path for path in files if is_dicom(path.read_bytes()[:132])]
+
+
+@pytest.mark.usefixtures("quiet")
+def test_every_real_file_is_an_image_equal_to_pydicoms_or_a_read_error(shared_data: Path) -> None:
+    wrong, compared = [], 0
+    for path in dicom_files(shared_data):
+        try:
+            image = read(path)
+        except ReadError:
+            continue
+        ds = pydicom.dcmread(path, force=True)
+        if "TransferSyntaxUID" not in ds.file_meta:
+            ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        if ds.PhotometricInterpretation != "MONOCHROME2" or "SharedFunctionalGroupsSequence" in ds:
+            continue
+        stored = ds.pixel_array.reshape(image.shape)
+        expected = apply_modality_lut(stored, ds)
+        kept = np.ones(stored.shape, bool)
+        if "PixelPaddingValue" in ds:
+            limit = ds.get("PixelPaddingRangeLimit", ds.PixelPaddingValue)
+            kept = (stored < ds.PixelPaddingValue) | (stored > limit)
+        compared += 1
+        if not np.array_equal(image.pixels[kept], expected[kept].astype(image.pixels.dtype)):
+            wrong.append(path)
+    assert not wrong
+    assert compared > 100
+
+
+@pytest.mark.parametrize(
+    "patterns",
+    [
+        ["mr/transfer_syntax_set/*.dcm"],
+        ["mr/misc/MR_small*.dcm"],
+        ["mr/enhanced_multiframe/emri_small*.dcm"],
+        [
+            f"ts/ct_all_syntaxes/CTImage.dcm{syntax}"
+            for syntax in ("", "_Little*.dcm", "_Big*.dcm", "_JPEGProcess14*.dcm")
+        ],
+    ],
+)
+def test_one_image_in_lossless_transfer_syntaxes_is_one_image(
+    shared_data: Path, patterns: list[str]
+) -> None:
+    images = [read(path) for pattern in patterns for path in shared_data.glob(pattern)]
+    assert len({image.transfer_syntax for image in images}) >= 4
+    assert len({image.pixels_sha256 for image in images}) == 1
+
+
+def test_a_lossy_file_equals_what_another_toolkit_decoded_from_it(shared_data: Path) -> None:
+    lossy, plain = (read(shared_data / f"ct/misc/693_{n}.dcm") for n in ("J2KI", "UNCI"))
+    np.testing.assert_array_equal(lossy.pixels, plain.pixels)
+
+
+# Modality values ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16])
+@pytest.mark.parametrize(("slope", "intercept"), [(1, -1024), (2, 3), (0.1, -7.25), (-1, 0)])
+def test_rescale_equals_pydicoms_to_float32(
+    write: Write, dtype: type, slope: float, intercept: float
+) -> None:
+    info = np.iinfo(dtype)
+    stored = np.linspace(info.min, info.max, 30 * 20).astype(dtype).reshape(30, 20)
+    path = write(stored, RescaleSlope=slope, RescaleIntercept=intercept)
+    image = read(path)
+    ds = pydicom.dcmread(path)
+    exact = apply_modality_lut(stored, ds)
+    assert image.pixels.dtype in (np.int16, np.float32)
+    np.testing.assert_array_equal(image.pixels[0], exact.astype(np.float32))
+    assert image.value_range == (exact.min(), exact.max())
+
+
+def test_integers_that_fit_stay_int16(write: Write) -> None:
+    stored = np.array([[0, 4095], [7, 8]], np.uint16)
+    image = read(write(stored, BitsStored=12, HighBit=11, RescaleSlope=1, RescaleIntercept=-1024))
+    assert image.pixels.dtype == np.int16
+    assert image.value_range == (-1024.0, 3071.0)  # of 12 bits, not of what occurs
+
+
+def test_large_integers_are_exact_in_float32(write: Write) -> None:
+    stored = np.array([[0, 65535], [65534, 32768]], np.uint16)
+    image = read(write(stored))
+    assert image.pixels.dtype == np.float32
+    np.testing.assert_array_equal(image.pixels[0], stored.astype(np.float64))
+
+
+def test_a_slope_too_large_for_integers_does_not_wrap(write: Write) -> None:
+    image = read(write(np.array([[1, 60000]], np.uint16), RescaleSlope="1e16", RescaleIntercept=0))
+    np.testing.assert_allclose(image.pixels[0, 0], [1e16, 6e20])
+
+
+def test_modality_lut_of_real_files_equals_pydicoms(shared_data: Path) -> None:
+    path = shared_data / "xr/modality_lut/mlut_18.dcm"
+    ds = pydicom.dcmread(path)
+    image = read(path)
+    np.testing.assert_array_equal(image.pixels[0], apply_modality_lut(ds.pixel_array, ds))
+    path = shared_data / "xr/modality_lut/CR-ModalitySequenceLUT.dcm"  # MONOCHROME1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its UIDs are not valid
+        ds = pydicom.dcmread(path)
+        expected = apply_modality_lut(ds.pixel_array, ds)
+    np.testing.assert_array_equal(read(path).pixels[0], 1023 - expected.astype(int))
+
+
+def test_modality_lut_clamps_at_both_ends_and_reads_a_mistyped_sign(write: Write) -> None:
+    stored = np.array([[-5, -2, -1, 0, 1, 9]], np.int16)
+    table = [100, 90, 70, 40]
+    for first in (-2, 65536 - 2):
+        modality = lut(first, table, 16)
+        modality[0].ModalityLUTType = "OD"
+        image = read(write(stored, ModalityLUTSequence=modality))
+        np.testing.assert_array_equal(image.pixels[0], [[100, 100, 90, 70, 40, 40]])
+        assert (image.unit, image.value_range) == ("OD", (40.0, 100.0))
+
+
+def test_a_lut_of_zero_entries_has_65536(write: Write) -> None:
+    table = np.arange(65536)[::-1]
+    stored = np.array([[0, 1, 40000, 65535]], np.uint16)
+    modality = lut(0, table.astype("<u2").tobytes(), 16, count=0)
+    image = read(write(stored, ModalityLUTSequence=modality))
+    np.testing.assert_array_equal(image.pixels[0, 0], table[stored[0]])
+
+
+@pytest.mark.parametrize(
+    ("name", "unit"),
+    [
+        ("ct/misc/CT_small.dcm", "HU"),  # a CT with rescale and no Rescale Type
+        ("ct/misc/eCT_Supplemental.dcm", "HU"),
+        ("pt/GH184.dcm", "BQML"),
+        ("pt/GH610.dcm", "PROPCPS"),
+        ("mr/misc/MR_small.dcm", "arbitrary"),
+        ("mr/philips_dti/0016.dcm", "normalized"),
+        ("us/US1_UNCR.dcm", "arbitrary"),
+    ],
+)
+def test_unit(shared_data: Path, name: str, unit: str) -> None:
+    assert read(shared_data / name).unit == unit
+
+
+def test_floating_point_pixel_data(shared_data: Path) -> None:
+    for name in ("float", "double_float"):
+        path = shared_data / f"ts/parametric_map/parametric_map_{name}.dcm"
+        image = read(path)
+        expected = pydicom.dcmread(path).pixel_array.astype(np.float32)
+        np.testing.assert_array_equal(image.pixels[0], expected)
+        assert image.value_range is None
+
+
+# Padding -----------------------------------------------------------------------------------------
+
+
+def test_padding_becomes_the_smallest_other_value(write: Write) -> None:
+    stored = np.array([[-2000, -1900, -1500, 5, 40]], np.int16)
+    one = read(write(stored, PixelPaddingValue=-2000))
+    np.testing.assert_array_equal(one.pixels[0], [[-1900, -1900, -1500, 5, 40]])
+    several = read(write(stored, PixelPaddingValue=-2000, PixelPaddingRangeLimit=-1500))
+    np.testing.assert_array_equal(several.pixels[0], [[5, 5, 5, 5, 40]])
+
+
+def test_padding_is_dark_after_monochrome1_is_turned(write: Write) -> None:
+    stored = np.array([[255, 10, 200]], np.uint8)
+    path = write(stored, PixelPaddingValue=255, PhotometricInterpretation="MONOCHROME1")
+    np.testing.assert_array_equal(read(path).pixels[0], [[55, 245, 55]])
+
+
+def test_padding_written_with_the_other_sign(shared_data: Path, tmp_path: Path) -> None:
+    ds = pydicom.dcmread(shared_data / "ct/liver_3slice_with_SEG/01.dcm")
+    assert ds.PixelRepresentation == 1
+    assert ds.PixelPaddingValue == -2000
+    assert (ds.pixel_array == -2000).any()
+    ds["PixelPaddingValue"] = pydicom.DataElement(0x00280120, "US", 65536 - 2000)
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.save_as(tmp_path / "us.dcm", implicit_vr=False)
+    assert read(tmp_path / "us.dcm").pixels.min() >= -1024
+
+
+def test_a_file_of_padding_alone_stays_as_it_is(write: Write) -> None:
+    image = read(write(np.full((2, 2), 7, np.uint8), PixelPaddingValue=7))
+    assert (image.pixels == 7).all()
+
+
+# Display -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
+@pytest.mark.parametrize(("slope", "intercept"), [(1, 0), (1, -1024), (0.5, 3.25)])
+def test_monochrome1_and_its_twin_look_the_same(
+    write: Write, function: str, slope: float, intercept: float
+) -> None:
+    stored = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    centre, width = 1000 * slope + intercept, 700 * slope
+    elements = {"BitsStored": 12, "HighBit": 11, "VOILUTFunction": function}
+    elements |= {"RescaleSlope": slope, "RescaleIntercept": intercept}
+    elements |= {"WindowCenter": centre, "WindowWidth": width}
+    path = write(stored, PhotometricInterpretation="MONOCHROME1", **elements)
+    ds = pydicom.dcmread(path)
+    shown = apply_voi_lut(apply_modality_lut(ds.pixel_array, ds), ds)
+    low, high = (0 * slope + intercept, 4095 * slope + intercept)  # pydicom's output range
+    expected = 1 - (shown - low) / (high - low)  # MONOCHROME1: the smallest value is white
+    np.testing.assert_allclose(display(read(path))[0], expected, atol=1e-9)
+
+    turned = write(4095 - stored, "twin.dcm", **elements | {"WindowCenter": 0, "WindowWidth": 1})
+    np.testing.assert_array_equal(read(path).pixels, read(turned).pixels)
+
+
+def test_monochrome1_voi_lut_is_reversed_and_inverted(write: Write) -> None:
+    stored = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    entries = (np.linspace(0, 1, 100) ** 2 * 4095).round().astype(int).tolist()
+    path = write(
+        stored, PhotometricInterpretation="MONOCHROME1", VOILUTSequence=lut(60, entries, 12)
+    )
+    ds = pydicom.dcmread(path)
+    expected = 1 - apply_voi_lut(ds.pixel_array, ds) / 4095
+    np.testing.assert_allclose(display(read(path))[0], expected, atol=1e-6)
+
+
+def test_real_pair_with_the_same_pixels_and_opposite_photometric(shared_data: Path) -> None:
+    folder = shared_data / "xr/cxr_pair_mono1_mono2"
+    turned = read(folder / "Fake_MONOHR1.dcm")
+    plain = read(next(folder.glob("1.2.276*.dcm")))
+    np.testing.assert_array_equal(turned.pixels, 255 - plain.pixels)
+    assert turned.value_range == plain.value_range == (0.0, 255.0)
+
+
+def test_voi_lut_of_real_files_shows_what_pydicom_shows(shared_data: Path) -> None:
+    path = shared_data / "xr/modality_lut/vlut_04.dcm"
+    ds = pydicom.dcmread(path)
+    image = read(path)
+    expected = apply_voi_lut(ds.pixel_array, ds) / 65535
+    np.testing.assert_allclose(display(image)[0], expected, atol=1e-7)
+
+
+def test_voi_lut_whose_entries_need_more_bits_than_stated(write: Write) -> None:
+    path = write(np.array([[0, 1]], np.uint8), VOILUTSequence=lut(0, [0, 65535], 8))
+    voi = read(path).voi
+    assert isinstance(voi, VoiLut)
+    np.testing.assert_array_equal(voi.table, [0.0, 1.0])
+
+
+def test_voi_lut_with_packed_8_bit_entries(write: Write) -> None:
+    packed = lut(0, bytes([0, 51, 255, 0]), 8, count=3)
+    voi = read(write(np.array([[0, 1]], np.uint8), VOILUTSequence=packed)).voi
+    assert isinstance(voi, VoiLut)
+    np.testing.assert_allclose(voi.table, [0, 0.2, 1])
+
+
+def test_the_first_window_is_taken_and_a_useless_one_is_not(
+    shared_data: Path, write: Write
+) -> None:
+    path = shared_data / "ct/misc/J2K_pixelrep_mismatch.dcm"  # three windows
+    assert read(path).voi == Window(40, 100)
+    assert read(shared_data / "mg/GH133.dcm").voi == Window(2653, 900, "SIGMOID")
+    flat = write(np.array([[0, 1]], np.uint8), WindowCenter=5, WindowWidth=0)
+    assert read(flat).voi is None
+
+
+# Colour ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["us/US1_UNCR.dcm", "ts/sc/SC_rgb_jpeg.dcm", "us/examples_ybr_color.dcm"]
+)
+@pytest.mark.usefixtures("quiet")
+def test_colour_becomes_pillows_luminance(shared_data: Path, name: str) -> None:
+    image = read(shared_data / name)
+    ds = pydicom.dcmread(shared_data / name)
+    colours = ds.pixel_array.reshape(*image.shape, 3)
+    for pixels, one in zip(image.pixels, colours, strict=True):
+        gray = np.asarray(PIL.Image.fromarray(one).convert("L"), np.float64)
+        np.testing.assert_allclose(pixels, gray, atol=0.502)  # Pillow rounds to whole numbers
+    assert image.value_range == (0.0, 255.0)
+    assert image.pixels.dtype == np.float32
+
+
+@pytest.mark.parametrize("name", ["us/examples_palette.dcm", "us/gdcm-US-ALOKA-16.dcm"])
+@pytest.mark.usefixtures("quiet")
+def test_palette_becomes_luminance_of_its_entries(shared_data: Path, name: str) -> None:
+    ds = pydicom.dcmread(shared_data / name)
+    rgb = apply_color_lut(ds.pixel_array, ds) / np.iinfo(np.uint16).max
+    luma = 255 * (0.299 * rgb[..., 0] + 0.587 * rgb[..., 1] + 0.114 * rgb[..., 2])
+    np.testing.assert_allclose(read(shared_data / name).pixels[0], luma, atol=1e-4)
+
+
+def test_one_colour_picture_in_three_encodings(shared_data: Path) -> None:
+    folder = shared_data / "ts/testpattern"
+    plain = read(folder / "TestPattern_RGB.dcm")
+    for name in ("JPEG-LS-Lossless", "JPEG-Lossless_RGB"):
+        same = read(folder / f"TestPattern_{name}.dcm")
+        np.testing.assert_array_equal(same.pixels, plain.pixels)
+
+
+# Geometry ----------------------------------------------------------------------------------------
+
+
+def test_a_series_has_the_grid_of_its_nifti_twin(shared_data: Path) -> None:
+    series = read(shared_data / "ct/totalsegmentator_dicom")
+    twin = read(shared_data / "ct/totalsegmentator_dicom/example_seg_dicom.nii.gz")
+    assert series.shape == twin.shape == (20, 512, 512)
+    np.testing.assert_allclose(series.affine, twin.affine, atol=1e-3)
+    np.testing.assert_allclose(series.spacing_mm, (2.0, 0.9765625, 0.9765625))
+
+
+def test_gantry_tilt_is_in_the_affine(shared_data: Path) -> None:
+    image = read(shared_data / "ct/head_series_GE")
+    headers = [
+        pydicom.dcmread(path, stop_before_pixels=True)
+        for path in sorted((shared_data / "ct/head_series_GE").glob("*.dcm"))
+    ]
+    assert image.affine is not None
+    flip = np.array([-1, -1, 1])  # LPS to RAS
+    for index in (0, 5, 11):  # the rows of each header against the affine, corner by corner
+        h = headers[index]
+        right, down = np.split(np.array(h.ImageOrientationPatient, float), 2)
+        for row, column in ((0, 0), (511, 0), (0, 511)):
+            place = np.array(h.ImagePositionPatient, float)
+            place = place + down * row * h.PixelSpacing[0] + right * column * h.PixelSpacing[1]
+            found = (image.affine @ (index, row, column, 1))[:3]
+            np.testing.assert_allclose(found, place * flip, atol=1e-3)
+
+
+def test_slices_are_sorted_by_position_not_by_name_or_number(write: Write) -> None:
+    place = {"ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "PixelSpacing": [2, 3]}
+    for name, z, number in (("a.dcm", 30, 1), ("b.dcm", 10, 3), ("c.dcm", 20, 2)):
+        path = write(
+            np.full((4, 5), z, np.uint8),
+            name,
+            ImagePositionPatient=[7, 8, z],
+            InstanceNumber=number,
+            **place,
+        )
+    image = read(path.parent)
+    assert image.pixels[:, 0, 0].tolist() == [10, 20, 30]
+    assert image.spacing_mm == (10, 2, 3)
+    expected = [[0, 0, -3, -7], [0, -2, 0, -8], [10, 0, 0, 10], [0, 0, 0, 1]]
+    np.testing.assert_allclose(image.affine, expected)
+
+
+def test_without_positions_the_instance_number_decides(write: Write) -> None:
+    for name, number in (("a.dcm", 10), ("b.dcm", 9), ("c.dcm", 2)):
+        path = write(np.full((4, 5), number, np.uint8), name, InstanceNumber=number)
+    image = read(path.parent)
+    assert image.pixels[:, 0, 0].tolist() == [2, 9, 10]
+    assert image.affine is None
+
+
+def test_single_slice_has_an_invertible_affine_and_no_slice_spacing(shared_data: Path) -> None:
+    image = read(shared_data / "ct/misc/CT_small.dcm")
+    assert image.affine is not None
+    assert image.spacing_mm == (0.0, 0.661468, 0.661468)
+    np.testing.assert_allclose(np.linalg.norm(image.affine[:3, 0]), 5.0)  # its slice thickness
+    np.testing.assert_allclose(image.affine[:3, 3], [158.135803, 179.035797, -75.699997])
+
+
+def test_projection_has_the_detectors_spacing_and_no_position(shared_data: Path) -> None:
+    image = read(shared_data / "mg/GH133.dcm")
+    assert image.spacing_mm == (0.0, 0.09409090909091, 0.09409090909091)
+    assert image.affine is None
+
+
+def test_one_position_for_many_frames_places_none_of_them(write: Write) -> None:
+    frames = np.arange(60, dtype=np.uint8).reshape(3, 4, 5)
+    place = {"ImagePositionPatient": [0, 0, 0], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
+    image = read(write(frames, PixelSpacing=[2, 3], **place))
+    np.testing.assert_array_equal(image.pixels, frames)
+    assert (image.volumes, image.affine, image.spacing_mm) == (1, None, (0, 2, 3))
+
+
+def test_enhanced_frames_are_sorted_by_position(shared_data: Path) -> None:
+    path = shared_data / "ct/misc/eCT_Supplemental.dcm"
+    ds = pydicom.dcmread(path)
+    shared = ds.SharedFunctionalGroupsSequence[0]
+    orientation = shared.PlaneOrientationSequence[0].ImageOrientationPatient
+    assert orientation == [-1, 0, 0, 0, 1, 0]  # the normal points down ...
+    z = [
+        f.PlanePositionSequence[0].ImagePositionPatient[2]
+        for f in ds.PerFrameFunctionalGroupsSequence
+    ]
+    assert z == [-159, -149]  # ... so that the second frame is the first slice
+    image = read(path)
+    assert image.affine is not None
+    line = shared.PixelValueTransformationSequence[0]
+    expected = ds.pixel_array * float(line.RescaleSlope) + float(line.RescaleIntercept)
+    np.testing.assert_array_equal(image.pixels, expected[::-1])
+    assert image.affine[2, 3] == -149
+    assert image.spacing_mm == (10.0, *map(float, shared.PixelMeasuresSequence[0].PixelSpacing))
+    voi = shared.FrameVOILUTSequence[0]
+    assert image.voi == Window(float(voi.WindowCenter), float(voi.WindowWidth))
+
+
+def test_enhanced_frames_in_reverse_are_turned_round(shared_data: Path, tmp_path: Path) -> None:
+    path = shared_data / "mr/enhanced_multiframe/6_1.dcm"
+    ds = pydicom.dcmread(path)
+    ds.PixelData = ds.pixel_array[::-1].tobytes()
+    ds.PerFrameFunctionalGroupsSequence = Sequence(list(ds.PerFrameFunctionalGroupsSequence)[::-1])
+    ds.save_as(tmp_path / "reversed.dcm")
+    turned, plain = read(tmp_path / "reversed.dcm"), read(path)
+    np.testing.assert_array_equal(turned.pixels, plain.pixels)
+    np.testing.assert_array_equal(turned.affine, plain.affine)
+    assert plain.spacing_mm == pytest.approx((2.4, 3.375, 3.375), abs=1e-4)
+
+
+def test_enhanced_frames_have_their_own_rescale(shared_data: Path, tmp_path: Path) -> None:
+    ds = pydicom.dcmread(shared_data / "mr/enhanced_multiframe/6_1.dcm")
+    lines = [(1, 0), (2, 5), (0.5, -3), (3, 0), (1, 1), (0.25, 0)]
+    for group, line in zip(ds.PerFrameFunctionalGroupsSequence, lines, strict=True):
+        item = group.PixelValueTransformationSequence[0]
+        item.RescaleSlope, item.RescaleIntercept = line
+    ds.save_as(tmp_path / "lines.dcm")
+    image = read(tmp_path / "lines.dcm")
+    for pixels, stored, (slope, intercept) in zip(image.pixels, ds.pixel_array, lines, strict=True):
+        np.testing.assert_array_equal(pixels, stored * slope + intercept)
+    assert image.value_range == (-3, 3 * 4095)
+
+
+def test_enhanced_time_series(shared_data: Path, tmp_path: Path) -> None:
+    ds = pydicom.dcmread(shared_data / "mr/enhanced_multiframe/6_1.dcm")
+    groups = ds.PerFrameFunctionalGroupsSequence
+    for frame, group in enumerate(groups):  # two volumes of three slices, the later one first
+        place = groups[frame % 3].PlanePositionSequence[0].ImagePositionPatient
+        group.PlanePositionSequence[0].ImagePositionPatient = list(place)
+        group.FrameContentSequence[0].TemporalPositionIndex = 2 - frame // 3
+    ds.save_as(tmp_path / "series.dcm")
+    image = read(tmp_path / "series.dcm")
+    assert image.volumes == 2
+    np.testing.assert_array_equal(image.pixels, ds.pixel_array[[3, 4, 5, 0, 1, 2]])
+    assert image.spacing_mm == pytest.approx((2.4, 3.375, 3.375), abs=1e-4)
+
+
+def test_real_time_series_has_one_volume_for_each_instance(shared_data: Path) -> None:
+    image = read(shared_data / "mr/philips_dti")
+    assert (image.volumes, image.shape) == (12, (12, 80, 80))
+    files = sorted((shared_data / "mr/philips_dti").glob("*.dcm"))
+    for index, path in enumerate(files):
+        np.testing.assert_array_equal(image.pixels[index], read(path).pixels[0])
+    assert image.identifiers.sop_uids == tuple(
+        str(pydicom.dcmread(path, stop_before_pixels=True).SOPInstanceUID) for path in files
+    )
+
+
+def planes(*z: float) -> list[Plane]:
+    axes = np.array([[0.0, 1], [1, 0], [0, 0]])
+    return [Plane(np.array([0, 0, one]), axes, (1.0, 1.0)) for one in z]
+
+
+def test_time_series_numbered_slice_by_slice_or_volume_by_volume() -> None:
+    by_slice = arrange(planes(0, 0, 5, 5), [(0, n, "", 0) for n in (1, 2, 3, 4)], "x")
+    by_volume = arrange(planes(0, 5, 0, 5), [(0, n, "", 0) for n in (1, 2, 3, 4)], "x")
+    by_temporal_position = arrange(planes(0, 5, 0, 5), [(t, 0, "", 0) for t in (2, 2, 1, 1)], "x")
+    assert by_slice == ([0, 2, 1, 3], 2)
+    assert by_volume == ([0, 1, 2, 3], 2)
+    assert by_temporal_position == ([2, 3, 0, 1], 2)
+
+
+def test_incomplete_time_series_is_refused() -> None:
+    with pytest.raises(ReadError, match="3 slices at 2 positions"):
+        arrange(planes(0, 0, 5), [(0, n, "", 0) for n in (1, 2, 3)], "x")
+
+
+def test_files_that_make_no_stack_are_refused(write: Write) -> None:
+    one = {"ImagePositionPatient": [0, 0, 0], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
+    folder = write(np.zeros((4, 5), np.uint8), "a.dcm", **one).parent
+    cases = {
+        "different sizes": ((4, 6), one),
+        "different orientations": (
+            (4, 5),
+            one | {"ImageOrientationPatient": [0, 1, 0, 0, 0, -1]},
+        ),
+        "same instance": ((4, 5), {"SOPInstanceUID": generate_uid(entropy_srcs=["a.dcm"])}),
+        "several multi-frame": ((2, 4, 5), {}),
+    }
+    for message, (shape, elements) in cases.items():
+        write(np.zeros(shape, np.uint8), "b.dcm", **elements)
+        with pytest.raises(ReadError, match=message):
+            read(folder)
+
+
+# Refusals ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("rt/rtplan.dcm", "no pixel data (RT Plan Storage)"),
+        ("sr/sr_document.dcm", "no pixel data (Comprehensive 3D SR Storage)"),
+        ("seg/liver.dcm", "pass it with --mask"),
+        ("seg/seg_image_sm_control_labelmap.dcm", "pass it with --mask"),
+        ("rt/rtdose.dcm", "dose grid"),
+        ("malformed/badVR.dcm", "dose grid"),
+        ("malformed/MR_truncated.dcm", "8130 vs 8192 bytes"),
+        ("ts/jpegxl/test_ct1_jxl.dcm", "JPEG XL is not supported by pydicom"),
+        ("xr/cr_mono2/RG2_JPLY.dcm", "pip install medqa[gpl-codecs]"),
+    ],
+)
+def test_refusals_say_what_it_is_and_what_helps(shared_data: Path, name: str, words: str) -> None:
+    with pytest.raises(ReadError) as caught:
+        read(shared_data / name)
+    assert caught.value.subject == str(shared_data / name)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ct/misc/CT_small.dcm",
+        "mr/misc/MR_small_jp2klossless.dcm",
+        "mr/misc/MR_small_jpeg_ls_lossless.dcm",
+        "mr/enhanced_multiframe/emri_small.dcm",
+        "mr/enhanced_multiframe/emri_small_RLE.dcm",
+        "ts/deflated/image_dfl.dcm",
+        "nm/JPEG-LL.dcm",
+        "us/examples_ybr_color.dcm",
+    ],
+)
+def test_truncated_files_never_become_another_image(
+    shared_data: Path, tmp_path: Path, name: str
+) -> None:
+    data = (shared_data / name).read_bytes()
+    whole = read(shared_data / name)
+    refused = 0
+    for share in (0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.97, 0.999):
+        (tmp_path / "cut.dcm").write_bytes(data[: int(len(data) * share)])
+        try:
+            image = read(tmp_path / "cut.dcm")
+        except ReadError:
+            refused += 1
+            continue
+        np.testing.assert_array_equal(image.pixels, whole.pixels)  # cut behind the pixels
+    assert refused >= 7
+
+
+def test_compressed_files_cut_short_are_called_so(shared_data: Path, tmp_path: Path) -> None:
+    data = (shared_data / "nm/JPEG-LL.dcm").read_bytes()
+    (tmp_path / "cut.dcm").write_bytes(data[:-1000])
+    with pytest.raises(ReadError, match="End of file reached"):
+        read(tmp_path / "cut.dcm")
+
+
+@pytest.mark.parametrize("name", ["ts/sc/SC_rgb_jpeg_dcmtk.dcm", "ct/misc/CT_small.dcm"])
+def test_damaged_files_neither_crash_nor_end_the_process(
+    shared_data: Path, tmp_path: Path, name: str
+) -> None:
+    data = (shared_data / name).read_bytes()
+    rng = np.random.default_rng(7)
+    for _ in range(100):
+        damaged = bytearray(data)
+        for place in rng.integers(0, len(data), 20):
+            damaged[place] = rng.integers(256)
+        (tmp_path / "damaged.dcm").write_bytes(damaged)
+        with contextlib.suppress(ReadError):
+            read(tmp_path / "damaged.dcm")
+
+
+def test_a_jpeg_that_crashes_gdcm_is_a_read_error(shared_data: Path, tmp_path: Path) -> None:
+    data = (shared_data / "ts/sc/SC_rgb_jpeg_dcmtk.dcm").read_bytes()
+    frame_header, precision = b"\xff\xc0\x00\x11", b"\x08"  # ISO 10918-1 B.2.2
+    assert frame_header + precision in data
+    damaged = data.replace(frame_header + precision, frame_header + b"\xff")
+    (tmp_path / "damaged.dcm").write_bytes(damaged)
+    with pytest.raises(ReadError, match="cannot be decoded"):
+        read(tmp_path / "damaged.dcm")
+
+
+def test_an_element_that_claims_too_much_is_refused_before_decoding(write: Write) -> None:
+    pixels = np.zeros((2, 2), np.uint16)
+    with pytest.raises(ReadError, match="GiB"):
+        read(write(pixels, Rows=60000, Columns=60000, NumberOfFrames=MAX_BYTES // 60000**2))
+    with pytest.raises(ReadError, match="0 rows"):
+        read(write(pixels, Rows=0))
+
+
+@pytest.mark.parametrize(
+    ("elements", "words"),
+    [
+        ({"PhotometricInterpretation": "HSV"}, "HSV is not supported"),
+        ({"PhotometricInterpretation": None}, "missing is not supported"),
+        ({"SamplesPerPixel": 3}, "MONOCHROME2 with 3 samples"),
+        ({"NumberOfFrames": 3}, "cannot be decoded"),
+        ({"BitsStored": 17}, "cannot"),
+        ({"Rows": None}, "cannot be read"),
+        ({"TotalPixelMatrixColumns": 5}, "whole-slide"),
+        ({"VOILUTSequence": lut(0, [1, 2], 16, count=9)}, "2 of 9 entries"),
+    ],
+)
+def test_wrong_headers_are_read_errors(
+    write: Write, elements: dict[str, object], words: str
+) -> None:
+    with pytest.raises(ReadError, match=words):
+        read(write(np.zeros((4, 4), np.uint16), **elements))
+
+
+def test_a_sequence_nested_deeply_is_a_read_error(write: Write) -> None:
+    path = write(np.zeros((4, 4), np.uint8))
+    data = path.read_bytes()
+    # (0008,1140) SQ of undefined length, holding an item of undefined length, 3000 deep.
+    opening = b"\x08\x00\x40\x11SQ\0\0\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff"
+    start = data.index(b"\x08\x00\x60\x00CS")  # Modality: keep the tags in order
+    path.write_bytes(data[:start] + opening * 3000 + data[start:])
+    with pytest.raises(ReadError):
+        read(path)
+
+
+# Identity ----------------------------------------------------------------------------------------
+
+
+def test_identifiers_and_digests_are_those_of_the_files(shared_data: Path) -> None:
+    files = [shared_data / f"ct/liver_3slice_with_SEG/0{n}.dcm" for n in (3, 2, 1)]  # upwards
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+    assert read(files[0]).file_sha256 == digests[0]
+    series = read(files[0].parent)
+    assert series.file_sha256 == hashlib.sha256("\n".join(digests).encode()).hexdigest()
+    headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in files]
+    who = series.identifiers
+    assert who.sop_uids == tuple(str(h.SOPInstanceUID) for h in headers)
+    assert who.patient_id == str(headers[0].PatientID)
+    assert who.study_uid == str(headers[0].StudyInstanceUID)
+    assert who.series_uid == str(headers[0].SeriesInstanceUID)
+    assert who.frame_of_reference_uid == str(headers[0].FrameOfReferenceUID)
+    assert (series.modality, series.kind) == ("CT", "dicom")
