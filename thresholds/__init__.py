@@ -1,0 +1,1 @@
+"""Threshold profiles, one TOML file each."""
