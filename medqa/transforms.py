@@ -1,0 +1,246 @@
+"""Normalise: from modality values to what a reader sees, as a MONAI transform chain.
+
+The numbers of a display come from the profile or from the reference alone, and one chain shows
+both images. Scaling each image by itself would hide the very shifts that QA must find.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose, EnsureTyped, Lambdad, ScaleIntensityRanged, SpatialResample
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medqa.errors import MismatchError, PixelError
+from medqa.image import Image, VoiLut, Window
+from medqa.thresholds import FullRange, Percentiles, Profile, Windows
+
+__all__ = ["KEYS", "Display", "check_pixels", "displays", "match", "same_grid"]
+
+#: The two entries of the dictionary that a display's chain takes and returns.
+KEYS = ("reference", "candidate")
+
+# Corner voxels of one grid may lie this far apart, in voxels: less than anybody can see, more
+# than the rounding of positions written as decimal strings.
+_TOLERANCE_VOXELS = 0.1
+
+
+@dataclass(frozen=True)
+class Display:
+    """A way to look at both images.
+
+    Parameters
+    ----------
+    name
+        As in the profile, such as ``soft tissue``.
+    low, high
+        Values shown black and white, in the image's unit; None for a LUT.
+    chain
+        Takes a dictionary of two (N, H, W) tensors of modality values, under `KEYS`, and returns
+        them in [0, 1] float32.
+    """
+
+    name: str
+    low: float | None
+    high: float | None
+    chain: Compose
+
+    def __call__(self, reference: NDArray[Any], candidate: NDArray[Any]) -> tuple[Tensor, Tensor]:
+        """Show slices of both images: two (N, H, W) arrays to two (N, 1, H, W) tensors."""
+        shown: Mapping[str, Tensor] = self.chain(
+            dict(zip(KEYS, (reference, candidate), strict=True))
+        )
+        return shown["reference"][:, None], shown["candidate"][:, None]
+
+
+def displays(profile: Profile, reference: Image) -> tuple[Display, ...]:
+    """Return the displays of a profile, with numbers from the profile or the reference.
+
+    Raises
+    ------
+    PixelError
+        The reference has no contrast to scale by.
+    MismatchError
+        The profile's windows are in another unit than the image.
+    """
+    rule = profile.normalise
+    if isinstance(rule, Windows):
+        if reference.unit not in (rule.unit, "arbitrary"):
+            raise MismatchError(
+                reference.source,
+                f"is in {reference.unit}, the windows of profile {profile.name} are in {rule.unit}",
+                "name a profile for this kind of image with --profile",
+            )
+        return tuple(_window(one.name, Window(one.centre, one.width)) for one in rule.windows)
+    if isinstance(rule, FullRange):
+        low, high = reference.value_range or _percentiles(reference, 0, 100)
+        return (_range("full range", low, high),)
+    if not isinstance(rule, Percentiles):  # the display that the file asks for
+        if isinstance(reference.voi, VoiLut):
+            return (_lut(reference.voi),)
+        if reference.voi is not None:
+            return (_window("window of the reference", reference.voi),)
+    low, high = _percentiles(reference, rule.lower, rule.upper)
+    return (_range(f"percentiles {rule.lower:g} to {rule.upper:g} of the reference", low, high),)
+
+
+def match(reference: Image, candidate: Image, *, resample: bool) -> Image:
+    """Return the candidate on the reference's grid.
+
+    Parameters
+    ----------
+    resample
+        Whether a candidate on another grid is brought over (trilinear, by MONAI); else it is an
+        error.
+
+    Raises
+    ------
+    MismatchError
+        Another modality or unit, or another grid that may or can not be resampled.
+    """
+    for what in ("modality", "unit"):
+        one, other = getattr(reference, what), getattr(candidate, what)
+        # A NIfTI says neither, so only DICOM can contradict DICOM.
+        if one != other and reference.kind == candidate.kind == "dicom":
+            raise MismatchError(
+                candidate.source,
+                f"its {what} is {other}, the reference's is {one}",
+                "give a candidate made from this reference",
+            )
+    if same_grid(reference, candidate):
+        return candidate
+    where = (
+        f"is {_words(candidate)}, the reference is {_words(reference)}"
+        if candidate.shape != reference.shape
+        else "lies elsewhere in the patient than the reference"
+    )
+    known = reference.affine is not None and candidate.affine is not None
+    if not resample or not known or candidate.volumes > 1:
+        raise MismatchError(
+            candidate.source,
+            where,
+            "allow resampling with --resample"
+            if known and not resample
+            else "bring it to the reference's grid first",
+        )
+    return _resample(candidate, reference)
+
+
+def same_grid(one: Image, other: Image) -> bool:
+    """Whether shapes agree and, where both positions are known, every corner voxel's too."""
+    if one.shape != other.shape or one.volumes != other.volumes:
+        return False
+    if one.affine is None or other.affine is None:
+        return True
+    last = np.array(one.shape) - 1
+    last[0] = one.shape[0] // one.volumes - 1
+    corners = np.array(np.meshgrid(*((0, n) for n in last), [1])).reshape(4, -1)
+    apart = np.linalg.inv(one.affine) @ (other.affine @ corners) - corners
+    return bool(np.abs(apart).max() < _TOLERANCE_VOXELS)
+
+
+def check_pixels(image: Image, smallest_side: int) -> None:
+    """Refuse values that no distance can be computed from.
+
+    Parameters
+    ----------
+    smallest_side
+        Rows and columns that the network needs.
+
+    Raises
+    ------
+    PixelError
+        Too small, NaN or infinite values, or one value everywhere.
+    """
+    pixels = image.pixels
+    if min(image.shape[1:]) < smallest_side:
+        raise PixelError(
+            image.source,
+            f"is {_words(image)}, the network needs at least {smallest_side} rows and columns",
+            "give a larger image",
+        )
+    if np.issubdtype(pixels.dtype, np.floating):
+        wrong = sum(int(np.count_nonzero(~np.isfinite(one))) for one in pixels)
+        if wrong:
+            raise PixelError(
+                image.source,
+                f"{wrong} pixel values are NaN or infinite",
+                "mend the step that wrote them",
+            )
+    if pixels.min() == pixels.max():
+        raise PixelError(
+            image.source,
+            f"every pixel is {pixels.flat[0]:g}: there is nothing to compare",
+            "check that the file holds the image that was meant",
+        )
+
+
+def _window(name: str, window: Window) -> Display:
+    if window.function == "SIGMOID":  # PS3.3 C.11.2.1.3.1
+
+        def sigmoid(values: Tensor) -> Tensor:
+            return torch.sigmoid(4 * (values - window.centre) / window.width)
+
+        low, high = window.centre - window.width / 2, window.centre + window.width / 2
+        return Display(name, low, high, _chain(Lambdad(KEYS, sigmoid)))
+    if window.function == "LINEAR_EXACT":  # PS3.3 C.11.2.1.3.2
+        return _range(name, window.centre - window.width / 2, window.centre + window.width / 2)
+    # PS3.3 C.11.2.1.2.1: centre - 0.5, width - 1. A width of 1 is a step.
+    half = max(window.width - 1, 1e-3) / 2
+    return _range(name, window.centre - 0.5 - half, window.centre - 0.5 + half)
+
+
+def _range(name: str, low: float, high: float) -> Display:
+    scale = ScaleIntensityRanged(KEYS, a_min=low, a_max=high, b_min=0.0, b_max=1.0, clip=True)
+    return Display(name, low, high, _chain(scale))
+
+
+def _lut(voi: VoiLut) -> Display:
+    table = torch.from_numpy(voi.table)
+
+    def look_up(values: Tensor) -> Tensor:
+        index = (values - voi.first).round().clamp(0, len(table) - 1)
+        return table[index.long()]
+
+    return Display("VOI LUT of the reference", None, None, _chain(Lambdad(KEYS, look_up)))
+
+
+def _chain(*steps: object) -> Compose:
+    ensure = EnsureTyped(KEYS, dtype=torch.float32, track_meta=False)
+    return Compose([ensure, *steps, ensure])
+
+
+def _percentiles(image: Image, lower: float, upper: float) -> tuple[float, float]:
+    low, high = np.percentile(image.pixels, [lower, upper])
+    if not low < high:
+        raise PixelError(
+            image.source,
+            f"percentiles {lower:g} and {upper:g} are both {low:g}: there is no contrast to show",
+            "name a profile with another display",
+        )
+    return float(low), float(high)
+
+
+def _resample(candidate: Image, reference: Image) -> Image:
+    moving = MetaTensor(
+        torch.from_numpy(candidate.pixels.astype(np.float32))[None], affine=candidate.affine
+    )
+    resampler = SpatialResample(mode="bilinear", padding_mode="border", align_corners=True)
+    moved = resampler(moving, dst_affine=reference.affine, spatial_size=reference.shape)
+    return replace(
+        candidate,
+        pixels=moved.as_tensor()[0].numpy(),
+        affine=reference.affine,
+        spacing_mm=reference.spacing_mm,
+    )
+
+
+def _words(image: Image) -> str:
+    slices, rows, columns = image.shape
+    return f"{columns}x{rows}" + (f"x{slices}" if slices > 1 else "")

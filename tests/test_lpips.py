@@ -1,0 +1,280 @@
+"""GrayLPIPS against the `lpips` package, published figures, and its definition."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image as Pillow
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import medqa.weights
+from medqa.errors import PixelError, UsageError
+from medqa.lpips import GrayLPIPS, fold
+from medqa.weights import Backbone, Weights, digest, find
+
+_NAMES = {"alex": "alexnet", "squeeze": "squeezenet1_1", "vgg": "vgg16"}
+
+
+@pytest.fixture(scope="module")
+def peer(shared_weights: Path) -> Callable[[str], nn.Module]:
+    """The `lpips` package, given the same trunk, which it would download."""
+
+    def build(backbone: str, trunk: dict[str, Tensor] | None = None) -> nn.Module:
+        name = _NAMES[backbone]
+        tensors = trunk or load_file(shared_weights / f"{name}_features.safetensors")
+        original = getattr(torchvision.models, name)
+
+        def offline(pretrained: bool = False) -> nn.Module:  # noqa: ARG001 (the peer's call)
+            model = original(weights=None)
+            model.features.load_state_dict(tensors)
+            return model
+
+        with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+            warnings.simplefilter("ignore")  # the peer loads its heads the old way
+            import lpips
+
+            patch.setattr(torchvision.models, name, offline)
+            return lpips.LPIPS(net=backbone, verbose=False).eval()
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def alex(shared_weights: Path) -> GrayLPIPS:
+    return GrayLPIPS("alex", shared_weights)
+
+
+def _pair(rows: int, columns: int, noise: float = 0.1) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(rows * 1000 + columns)
+    # Smooth enough to have structure, not constant anywhere.
+    one = torch.rand(2, 1, rows, columns, generator=generator)
+    other = (one + noise * torch.randn(one.shape, generator=generator)).clamp(0, 1)
+    return one, other
+
+
+def _of_peer(network: nn.Module, one: Tensor, other: Tensor) -> Tensor:
+    rgb = (-1, 3, -1, -1)
+    with torch.inference_mode():
+        return network(one.expand(rgb), other.expand(rgb), normalize=True).flatten()
+
+
+@pytest.mark.parametrize("backbone", ["alex", "squeeze"])
+@pytest.mark.parametrize(
+    ("rows", "columns", "noise"),
+    [(31, 31, 0.1), (64, 64, 0.1), (65, 97, 0.02), (130, 127, 0.3), (256, 199, 0.05)],
+)
+def test_equals_the_lpips_package_on_three_copies(
+    peer: Callable[[str], nn.Module],
+    shared_weights: Path,
+    backbone: str,
+    rows: int,
+    columns: int,
+    noise: float,
+) -> None:
+    one, other = _pair(rows, columns, noise)
+    expected = _of_peer(peer(backbone), one, other)
+    torch.testing.assert_close(
+        GrayLPIPS(backbone, shared_weights)(one, other), expected, rtol=1e-5, atol=0
+    )
+
+
+@pytest.mark.parametrize("backbone", ["alex", "squeeze"])
+def test_equals_it_for_faint_damage_in_double_precision(
+    peer: Callable[[str], nn.Module], shared_weights: Path, backbone: str
+) -> None:
+    # Distances of about 1e-6, where float32 rounds both implementations by more than 1e-5.
+    one, other = (image.double() for image in _pair(97, 131, 0.0005))
+    expected = _of_peer(peer(backbone).double(), one, other)
+    found = GrayLPIPS(backbone, shared_weights).double()(one, other)
+    # The linear scaling is folded from float32 weights in the network, and not in the peer.
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+
+
+def test_vgg_equals_the_lpips_package_with_a_random_trunk(
+    peer: Callable[[str], nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The real trunk is 500 MB and cannot be downloaded everywhere; the arithmetic is the same.
+    torch.manual_seed(0)
+    trunk = torchvision.models.vgg16(weights=None).features.state_dict()
+    save_file(trunk, tmp_path / "vgg.safetensors")
+    pinned = medqa.weights.BACKBONES["vgg"]
+    ordered = [
+        trunk[name] for name in sorted(trunk, key=lambda n: (int(n.split(".")[0]), "w" not in n))
+    ]
+    monkeypatch.setattr(
+        medqa.weights,
+        "BACKBONES",
+        {
+            "vgg": Backbone(
+                pinned.version,
+                pinned.smallest_side,
+                ("vgg.safetensors",),
+                trunk_sha256=digest(ordered),
+                heads_sha256=pinned.heads_sha256,
+            )
+        },
+    )
+    one, other = _pair(49, 66)
+    expected = _of_peer(peer("vgg", trunk), one, other)
+    network = GrayLPIPS("vgg", find("vgg", tmp_path))
+    torch.testing.assert_close(network(one, other), expected, rtol=1e-5, atol=0)
+
+
+class _Rgb(GrayLPIPS):
+    """The same weights on three channels."""
+
+    def __init__(self, weights: Weights) -> None:
+        nn.Module.__init__(self)
+        self._build(weights, channels=3)
+
+
+# pyiqa's results_official.csv, LPIPS v0.1 alex.
+_PUBLISHED = {"I03": 0.7237, "I04": 0.2572, "I06": 0.05079, "I08": 0.05205, "I19": 0.4253}
+
+
+@pytest.mark.parametrize(("name", "expected"), _PUBLISHED.items())
+def test_rgb_path_gives_the_published_figures(
+    shared_data: Path, shared_weights: Path, name: str, expected: float
+) -> None:
+    def rgb(folder: str) -> Tensor:
+        path = next((shared_data / "iqa" / folder).glob(f"{name}*"))
+        pixels = np.asarray(Pillow.open(path).convert("RGB"), dtype=np.float32) / 255
+        return torch.from_numpy(pixels).permute(2, 0, 1)[None]
+
+    network = _Rgb(find("alex", shared_weights))
+    assert float(network(rgb("ref"), rgb("dist"))) == pytest.approx(expected, rel=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "candidate", "expected"),
+    [
+        ("alex", "ex_p0.png", 0.72188),
+        ("alex", "ex_p1.png", 0.13757),
+        ("squeeze", "ex_p0.png", 0.71105),
+        ("squeeze", "ex_p1.png", 0.14790),
+    ],
+)
+def test_rgb_path_gives_the_reference_implementations_examples(
+    shared_weights: Path, backbone: str, candidate: str, expected: float
+) -> None:
+    def rgb(name: str) -> Tensor:
+        pixels = np.asarray(Pillow.open(shared_weights / "golden" / name).convert("RGB"))
+        return torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1)[None]
+
+    network = _Rgb(find(backbone, shared_weights))
+    assert float(network(rgb("ex_ref.png"), rgb(candidate))) == pytest.approx(expected, abs=2e-5)
+
+
+def test_folding_is_exact_at_the_border_too(shared_weights: Path) -> None:
+    # In double precision, against the three-channel convolution of the scaled copies.
+    weight = find("alex", shared_weights).trunk[0].double()
+    x = torch.rand(1, 1, 40, 53, dtype=torch.float64)
+    shift = torch.tensor([-0.030, -0.088, -0.188], dtype=torch.float64).view(1, 3, 1, 1)
+    scale = torch.tensor([0.458, 0.448, 0.450], dtype=torch.float64).view(1, 3, 1, 1)
+    scaled = (2 * x.expand(-1, 3, -1, -1) - 1 - shift) / scale
+    expected = torch.conv2d(scaled, weight, stride=4, padding=2)
+    planes = torch.cat([x, torch.ones_like(x)], dim=1)
+    found = torch.conv2d(planes, fold(weight, gray=True), stride=4, padding=2)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("backbone", ["gray", "alex", "squeeze"])
+def test_is_a_distance(shared_weights: Path, backbone: str) -> None:
+    network = GrayLPIPS(backbone, shared_weights)
+    one, other = _pair(96, 80)
+    assert network(one, one).tolist() == [0.0, 0.0]
+    torch.testing.assert_close(network(one, other), network(other, one))
+    assert (network(one, other) > 0).all()
+    far = (one + 3 * (other - one)).clamp(0, 1)
+    assert (network(one, far) > network(one, other)).all()
+
+
+@pytest.mark.parametrize("backbone", ["gray", "alex", "squeeze"])
+def test_map_is_where_the_damage_is_and_its_mean_is_the_distance(
+    shared_weights: Path, backbone: str
+) -> None:
+    network = GrayLPIPS(backbone, shared_weights)
+    one, _ = _pair(256, 256)
+    other = one.clone()
+    other[:, :, 32:64, 160:200] = 0.5
+    maps = network.distance_map(one, other)
+    assert maps.shape == one.shape
+    assert (maps >= 0).all()
+    # Upsampling weighs tap pixels at the border and inside a little differently.
+    torch.testing.assert_close(maps.mean(dim=(1, 2, 3)), network(one, other), rtol=0.01, atol=0)
+    row, column = divmod(int(maps[0, 0].argmax()), 256)
+    assert 24 <= row < 72
+    assert 152 <= column < 208
+    assert float(maps[0, 0, 200:, :80].max()) < 1e-4 * float(maps[0, 0].max())
+
+
+def test_reference_features_serve_many_candidates(alex: GrayLPIPS) -> None:
+    one, other = _pair(64, 64)
+    kept = alex.features(one[:1])
+    assert len(kept) == 1
+    for index in range(2):
+        candidate = other[index : index + 1]
+        torch.testing.assert_close(
+            alex.distance(kept, alex.features(candidate)), alex(one[:1], candidate)
+        )
+
+
+def test_a_batch_is_its_images_one_by_one(alex: GrayLPIPS) -> None:
+    one, other = _pair(100, 90)
+    alone = torch.cat([alex(one[i : i + 1], other[i : i + 1]) for i in range(2)])
+    torch.testing.assert_close(alex(one, other), alone, rtol=1e-5, atol=0)
+
+
+def test_gradients_reach_the_candidate_and_are_finite_for_identical_and_black_images() -> None:
+    network = GrayLPIPS()
+    one, other = _pair(64, 64)
+    other.requires_grad_()
+    network(one, other).sum().backward()
+    assert other.grad is not None
+    assert other.grad.abs().sum() > 0
+    for same in (one.clone(), torch.zeros_like(one)):
+        candidate = same.clone().requires_grad_()
+        network(same, candidate).sum().backward()
+        assert candidate.grad is not None
+        assert torch.isfinite(candidate.grad).all()
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_wrong_images_are_refused() -> None:
+    network = GrayLPIPS()
+    good = torch.rand(1, 1, 64, 64)
+    for bad, words in (
+        (torch.rand(1, 3, 64, 64), "instead of"),
+        (torch.rand(64, 64), "instead of"),
+        (torch.zeros(1, 1, 64, 64, dtype=torch.uint8), "instead of"),
+        (torch.rand(1, 1, 12, 12), "smaller than"),
+        (good * 255, r"not in \[0, 1\]"),
+        (good * 2 - 1, r"not in \[0, 1\]"),
+        (torch.full_like(good, torch.nan), "nan"),
+    ):
+        with pytest.raises(PixelError, match=words):
+            network(bad, bad)
+    with pytest.raises(PixelError, match="different shapes"):
+        network(good, torch.rand(1, 1, 64, 65))
+    with pytest.raises(PixelError, match="different sizes"):
+        network.distance(network.features(good), network.features(torch.rand(1, 1, 64, 65)))
+    with pytest.raises(UsageError, match="no such network"):
+        GrayLPIPS("resnet")
+
+
+@pytest.mark.parametrize(("backbone", "side"), [("gray", 31), ("alex", 31), ("squeeze", 17)])
+def test_smallest_side_is_the_smallest_that_works(
+    shared_weights: Path, backbone: str, side: int
+) -> None:
+    network = GrayLPIPS(backbone, shared_weights)
+    one, other = _pair(side, side)
+    assert torch.isfinite(network(one, other)).all()
+    with pytest.raises(PixelError, match="smaller than"):
+        network(*_pair(side - 1, side))
