@@ -1,0 +1,117 @@
+"""What the command shows on a terminal, by Rich."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from medqa.assessment import Assessment, Verdict
+    from medqa.pipeline import Progress as Advance
+
+__all__ = ["VERDICTS", "panel", "progress_bar", "show", "table"]
+
+#: Verdicts in words and colour; the words stand alone where there is no colour.
+VERDICTS: dict[Verdict, tuple[str, str]] = {
+    "diagnostic": ("DIAGNOSTIC: may be read for diagnosis", "green"),
+    "expert_review": ("EXPERT REVIEW: an expert must look before it is read", "yellow"),
+    "unsuitable": ("UNSUITABLE: must not be read", "red"),
+    "not_assessable": ("NOT ASSESSABLE: nothing could be judged", "magenta"),
+}
+
+
+def show(renderable: RenderableType) -> None:
+    """Print to standard output."""
+    Console().print(renderable)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Rows of text under headings; long cells fold, nothing is cut off."""
+    made = Table(*columns, box=box.SIMPLE, pad_edge=False)
+    for column in made.columns:
+        column.overflow = "fold"
+    for row in rows:
+        made.add_row(*(Text(cell) for cell in row))
+    return made
+
+
+def panel(
+    assessment: Assessment, *, report: Path | None = None, recorded: str | None = None
+) -> Panel:
+    """Verdict, each value beside its limit, the reasons, and where to look further."""
+    words, colour = VERDICTS[assessment.verdict]
+    parts: list[RenderableType] = [Text(words, style=f"bold {colour}")]
+    if assessment.base_lpips_score is not None:
+        parts.append(_values(assessment))
+    parts += [Text(f"• {reason.text}") for reason in assessment.reasons]
+    parts.append(Text(_small_print(assessment), style="dim"))
+    if report is not None:
+        parts.append(Text(f"report: {report}"))
+    if recorded is not None:
+        parts.append(Text(f"record: {assessment.assessment_id} in {recorded}"))
+    return Panel(Group(*parts), title="medqa", border_style=colour, box=box.ROUNDED)
+
+
+def _values(assessment: Assessment) -> Table:
+    made = Table("", "distance", "limit", "", box=box.SIMPLE, pad_edge=False)
+    for column in made.columns[1:3]:
+        column.justify = "right"
+    limits = {limit.name: limit.value for limit in assessment.limits}
+
+    def add(what: str, value: float, limit: str, passed: bool | None) -> None:
+        outcome = {True: "passed", False: "not passed", None: ""}[passed]
+        made.add_row(Text(what), f"{value:.4f}", f"{limits[limit]:.3f}", outcome)
+
+    base = assessment.base_lpips_score or 0.0
+    add("whole image, for diagnosis", base, "diagnostic", assessment.diagnostic_quality)
+    add("whole image, for screening", base, "screening", assessment.screening_quality)
+    if (pathology := assessment.pathology_preservation) is not None:
+        add("pathology", pathology.pathology_lpips, "pathology", pathology.pathology_preserved)
+    for one in assessment.annotation_preservation:
+        add(f"annotation: {one.annotation_type}", one.lpips_score, "annotation", one.preserved)
+    return made
+
+
+def _small_print(assessment: Assessment) -> str:
+    profile, metric = assessment.profile, assessment.metric
+    lines = []
+    if profile is not None and metric is not None:
+        lines.append(
+            f"LPIPS by network {metric.backbone} {metric.version}, profile {profile.name} "
+            f"{profile.version} ({profile.status} limits)."
+        )
+    if profile is not None and profile.caution:
+        lines.append(profile.caution)
+    lines.append("medqa informs a qualified person; it is not a medical device.")
+    return " ".join(lines)
+
+
+@contextmanager
+def progress_bar() -> Iterator[Advance]:
+    """Show slices done, on standard error; nothing for a single image or without a terminal."""
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("comparing slices"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    task = bar.add_task("", total=None, visible=False)
+
+    def advance(done: int, total: int) -> None:
+        bar.update(task, completed=done, total=total, visible=total > 1)
+
+    with bar:
+        yield advance

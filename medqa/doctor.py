@@ -1,0 +1,94 @@
+"""What works on this machine and what does not."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.uid import (
+    JPEG2000,
+    HTJ2KLossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    RLELossless,
+)
+
+from medqa._version import __version__
+from medqa.audit import Store
+from medqa.errors import MedqaError
+from medqa.weights import BACKBONES, find, locate
+
+__all__ = ["Finding", "examine"]
+
+_PACKAGES = ("torch", "monai", "pydicom", "nibabel", "numpy", "sqlalchemy", "torchvision")
+_SYNTAXES = (
+    RLELossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEG2000,
+    HTJ2KLossless,
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at; `fatal` where the main job cannot be done without it."""
+
+    part: str
+    state: Literal["works", "missing", "fails"]
+    detail: str
+    fatal: bool = False
+
+
+def examine(db: str | None = None, weights: str | Path | None = None) -> list[Finding]:
+    """Look at versions, networks, codecs and the audit database."""
+    return [*_versions(), *_networks(weights), *_codecs(), _database(db)]
+
+
+def _versions() -> Iterator[Finding]:
+    yield Finding("medqa", "works", f"{__version__}, Python {platform.python_version()}")
+    for name in _PACKAGES:
+        yield Finding(name, "works", metadata.version(name))
+
+
+def _networks(weights: str | Path | None) -> Iterator[Finding]:
+    for name in BACKBONES:
+        place = locate(name, weights)
+        if place is None:
+            yield Finding(
+                f"network {name}", "missing", "downloaded at first use, or: medqa weights import"
+            )
+            continue
+        try:
+            find(name, weights)
+        except MedqaError as error:
+            yield Finding(f"network {name}", "fails", str(error), fatal=name == "gray")
+        else:
+            yield Finding(f"network {name}", "works", str(place))
+
+
+def _codecs() -> Iterator[Finding]:
+    for syntax in _SYNTAXES:
+        decoder = get_decoder(syntax)
+        if decoder.is_available:
+            plugins = ", ".join(decoder.available_plugins)
+            yield Finding(syntax.name, "works", f"by {plugins}")
+        else:
+            yield Finding(syntax.name, "missing", "; ".join(decoder.missing_dependencies))
+
+
+def _database(db: str | None) -> Finding:
+    try:
+        with Store.open(db) as store:
+            return Finding("audit database", "works", store.url_for_people)
+    except MedqaError as error:
+        return Finding("audit database", "fails", str(error), fatal=True)

@@ -1,0 +1,336 @@
+"""The whole way: read, normalise, compare, judge, record."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medqa._version import __version__
+from medqa.assessment import (
+    Assessment,
+    ClinicalSuitability,
+    ImageInput,
+    Inputs,
+    Job,
+    MetricRef,
+    Reason,
+    RegionInput,
+)
+from medqa.audit import Store, pseudonym
+from medqa.errors import NotAssessableError
+from medqa.image import Image, Region
+from medqa.lpips import GrayLPIPS
+from medqa.reader import read, source_digest
+from medqa.regions import mask_regions, read_annotations, read_mask
+from medqa.scoring import evidence, score
+from medqa.thresholds import Profile, check_backbone, for_modality, load
+from medqa.transforms import check_pixels, displays, match
+from medqa.verdict import judge
+from medqa.weights import BACKBONES
+
+__all__ = ["Progress", "assess", "run"]
+
+PathLike = str | os.PathLike[str]
+T = TypeVar("T")
+#: Called with the slices done and their number.
+Progress = Callable[[int, int], object]
+
+
+@dataclass(frozen=True)
+class _Context:
+    """What an assessment records whatever becomes of it."""
+
+    profile: Profile | None
+    network: GrayLPIPS
+    key: bytes | None = None
+    origin: str | None = None
+    correlation_id: str | None = None
+
+
+def assess(
+    reference: Image,
+    candidate: Image,
+    *,
+    mask: PathLike | NDArray[Any] | Sequence[PathLike | NDArray[Any]] = (),
+    annotations: PathLike | Sequence[PathLike] = (),
+    profile: str | Profile | None = None,
+    backbone: str | GrayLPIPS = "gray",
+    resample: bool = False,
+    progress: Progress | None = None,
+) -> Assessment:
+    """Compare a candidate with its reference and judge it.
+
+    Parameters
+    ----------
+    reference, candidate
+        Two images of the same view, as `medqa.read` returns them.
+    mask
+        Pathology: a file (NIfTI, PNG, DICOM SEG) or a (rows, columns) or (slices, rows, columns)
+        array, not zero inside; or several of them.
+    annotations
+        JSON file, or several.
+    profile
+        Thresholds: a shipped name, the path of a ``.toml`` file, or a loaded profile. None takes
+        the one of the reference's modality.
+    backbone
+        Name of the network, or a network to use again.
+    resample
+        Bring a candidate on another grid to the reference's; a profile may allow this too.
+    progress
+        Called with the slices done and their number.
+
+    Returns
+    -------
+    The record, with pictures in `Assessment.evidence`. What cannot be compared is
+    ``not_assessable``, with the error in `Assessment.failure`; it never passes.
+
+    Raises
+    ------
+    UsageError
+        The profile or the weights cannot be used: nothing was judged.
+    """
+    context = _Context(_profile(profile, reference), _network(backbone))
+    return _assess(
+        context,
+        reference,
+        candidate,
+        _as_sequence(mask),
+        _as_sequence(annotations),
+        resample,
+        progress,
+    )
+
+
+def run(
+    job: Job,
+    store: Store | None = None,
+    *,
+    network: GrayLPIPS | None = None,
+    progress: Progress | None = None,
+) -> Assessment:
+    """Do a job: read its files, assess, and record the outcome in one transaction.
+
+    Parameters
+    ----------
+    store
+        Where to record; None records nothing.
+    network
+        The job's network, where it is loaded already.
+    progress
+        Called with the slices done and their number.
+
+    Raises
+    ------
+    UsageError
+        The profile, the weights or the store cannot be used: nothing was judged or recorded.
+    """
+    network = network or GrayLPIPS(job.backbone)
+    named = None if job.profile is None else load(job.profile)
+    key = None if store is None else store.key
+    context = _Context(named, network, key, job.origin, job.correlation_id)
+    reference = candidate = None
+    try:
+        reference = read(job.reference)
+        candidate = read(job.candidate)
+    except NotAssessableError as error:
+        assessment = _refused(context, error, reference, candidate)
+    else:
+        context = replace(context, profile=_profile(named, reference))
+        assessment = _assess(
+            context, reference, candidate, job.masks, job.annotations, job.resample, progress
+        )
+    if store is not None:
+        store.add(assessment)
+    return assessment
+
+
+def _assess(
+    context: _Context,
+    reference: Image,
+    candidate: Image,
+    masks: Sequence[PathLike | NDArray[Any]],
+    annotations: Sequence[PathLike],
+    resample: bool,
+    progress: Progress | None,
+) -> Assessment:
+    profile, network = context.profile, context.network
+    if profile is None:
+        raise TypeError("a profile is chosen before images are compared")
+    weights = network.weights
+    check_backbone(profile, weights.backbone, weights.version)
+    region_inputs: list[RegionInput] = []
+    try:
+        for image in (reference, candidate):
+            check_pixels(image, BACKBONES[weights.backbone].smallest_side)
+        moved = match(reference, candidate, resample=resample or profile.geometry.resample)
+        regions = list(_regions(reference, masks, annotations, region_inputs))
+        shown = displays(profile, reference)
+        done = 0
+
+        def advance(slices: int) -> None:
+            nonlocal done
+            done += slices
+            if progress is not None:
+                progress(done, reference.shape[0])
+
+        scores = score(
+            network,
+            reference,
+            moved,
+            shown,
+            regions,
+            aggregate=profile.aggregate.slices,
+            progress=advance,
+        )
+        metric = _metric(context)
+        judgement = judge(scores, profile, metric.relative_error)
+        pictures = evidence(network, reference, moved, shown, scores, regions)
+    except NotAssessableError as error:
+        return _refused(context, error, reference, candidate, tuple(region_inputs))
+    assessment = Assessment(
+        assessment_id=str(uuid.uuid4()),
+        created_at=datetime.now(UTC),
+        medqa_version=__version__,
+        inputs=_inputs(context, reference, candidate, tuple(region_inputs)),
+        profile=profile.ref,
+        metric=metric,
+        limits=profile.limit_records,
+        base_lpips_score=scores.base_lpips,
+        aggregate=scores.aggregate,
+        diagnostic_quality=judgement.diagnostic_quality,
+        screening_quality=judgement.screening_quality,
+        windows=scores.windows,
+        slices=scores.slices,
+        pathology_preservation=judgement.pathology,
+        annotation_preservation=judgement.annotations,
+        clinical_suitability=judgement.suitability,
+        metrics=scores.metrics,
+        verdict=judgement.verdict,
+        reasons=judgement.reasons,
+        origin=context.origin,
+        correlation_id=context.correlation_id,
+    )
+    assessment._evidence = pictures
+    return assessment
+
+
+def _refused(
+    context: _Context,
+    error: NotAssessableError,
+    reference: Image | None = None,
+    candidate: Image | None = None,
+    regions: tuple[RegionInput, ...] = (),
+) -> Assessment:
+    profile = context.profile
+    refused = Assessment(
+        assessment_id=str(uuid.uuid4()),
+        created_at=datetime.now(UTC),
+        medqa_version=__version__,
+        inputs=_inputs(context, reference, candidate, regions),
+        profile=profile and profile.ref,
+        metric=_metric(context),
+        limits=profile.limit_records if profile else (),
+        clinical_suitability=ClinicalSuitability(
+            suitable_for_diagnosis=False, suitable_for_screening=False, requires_expert_review=False
+        ),
+        verdict="not_assessable",
+        # Not the subject: a path may name the patient, and the record must not.
+        reasons=(Reason(text=f"{type(error).__name__}: {error.reason}; {error.mend}"),),
+        origin=context.origin,
+        correlation_id=context.correlation_id,
+    )
+    refused._failure = error
+    return refused
+
+
+def _profile(named: str | Profile | None, reference: Image) -> Profile:
+    if isinstance(named, Profile):
+        return named
+    return for_modality(reference.modality) if named is None else load(named)
+
+
+def _network(backbone: str | GrayLPIPS) -> GrayLPIPS:
+    return backbone if isinstance(backbone, GrayLPIPS) else GrayLPIPS(backbone)
+
+
+def _as_sequence(given: T | Sequence[T]) -> Sequence[T]:
+    """Turn one path or array into a sequence of one."""
+    if isinstance(given, (str, os.PathLike, np.ndarray)):
+        return (cast(T, given),)
+    return cast(Sequence[T], given)
+
+
+def _regions(
+    reference: Image,
+    masks: Sequence[PathLike | NDArray[Any]],
+    annotations: Sequence[PathLike],
+    inputs: list[RegionInput],
+) -> Iterable[Region]:
+    """Read every region, and note each source in `inputs`."""
+    for number, mask in enumerate(masks, start=1):
+        if isinstance(mask, np.ndarray):
+            name = "mask" if len(masks) == 1 else f"mask {number}"
+            digest, found = None, mask_regions(mask, reference, name)
+        else:
+            digest, found = source_digest(mask), read_mask(mask, reference)
+        inputs.append(RegionInput(kind="pathology", file_sha256=digest, regions=len(found)))
+        yield from found
+    for path in annotations:
+        found = read_annotations(path, reference)
+        inputs.append(
+            RegionInput(kind="annotation", file_sha256=source_digest(path), regions=len(found))
+        )
+        yield from found
+
+
+def _metric(context: _Context) -> MetricRef:
+    weights, profile = context.network.weights, context.profile
+    own = profile is not None and profile.metric.backbone == weights.backbone
+    return MetricRef(
+        backbone=weights.backbone,
+        version=weights.version,
+        weights_sha256=weights.sha256,
+        relative_error=None if own else weights.relative_error,
+    )
+
+
+def _inputs(
+    context: _Context,
+    reference: Image | None,
+    candidate: Image | None,
+    regions: tuple[RegionInput, ...],
+) -> Inputs:
+    return Inputs(
+        reference=reference and _image_input(reference, context.key),
+        candidate=candidate and _image_input(candidate, context.key),
+        regions=regions,
+    )
+
+
+def _image_input(image: Image, key: bytes | None) -> ImageInput:
+    def hidden(value: str | None) -> str | None:
+        return pseudonym(key, value) if key and value else None
+
+    named = image.identifiers
+    return ImageInput(
+        kind=image.kind,
+        shape=image.shape,
+        modality=image.modality,
+        unit=image.unit,
+        spacing_mm=image.spacing_mm,
+        body_part=image.body_part,
+        transfer_syntax=image.transfer_syntax,
+        file_sha256=image.file_sha256,
+        pixels_sha256=image.pixels_sha256,
+        patient_hmac=hidden(named.patient_id),
+        study_hmac=hidden(named.study_uid),
+        series_hmac=hidden(named.series_uid),
+        instance_hmac=hidden(named.sop_uids[0]) if len(named.sop_uids) == 1 else None,
+    )
