@@ -37,7 +37,7 @@ _CONTEXT = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
     help="May this processed medical image still be read?",
     epilog=_EXAMPLES.replace("\n\n", "\n\n\b\n"),
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -110,13 +110,16 @@ def _version(*, value: bool) -> None:
 
 @app.callback()
 def _medqa(
+    context: typer.Context,
     *,
-    version: Annotated[
+    version: Annotated[  # noqa: ARG001 (its callback has done the work)
         bool,
         typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
-    """Take the options that stand before a command."""
+    """Show the help where no command is given."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 @app.command()
@@ -290,8 +293,8 @@ def audit_list(
     with Store.open(db) as store:
         rows = [
             (
-                one.assessment_id,
-                f"{one.created_at:%Y-%m-%d %H:%M:%S} UTC",
+                one.assessment_id[:8],
+                f"{one.created_at:%Y-%m-%d %H:%M} UTC",
                 (one.inputs.reference and one.inputs.reference.modality) or "-",
                 one.profile.name if one.profile else "-",
                 "-" if one.base_lpips_score is None else f"{one.base_lpips_score:.4f}",

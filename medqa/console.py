@@ -31,7 +31,10 @@ VERDICTS: dict[Verdict, tuple[str, str]] = {
 
 def show(renderable: RenderableType) -> None:
     """Print to standard output."""
-    Console().print(renderable)
+    console = Console()
+    if not console.is_terminal:  # a file or a pipe has no width: rows stay on one line
+        console = Console(width=200)
+    console.print(renderable)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
@@ -58,7 +61,9 @@ def panel(
         parts.append(Text(f"report: {report}"))
     if recorded is not None:
         parts.append(Text(f"record: {assessment.assessment_id} in {recorded}"))
-    return Panel(Group(*parts), title="medqa", border_style=colour, box=box.ROUNDED)
+    return Panel(
+        Group(*parts), title="medqa", border_style=colour, box=box.ROUNDED, expand=False
+    )
 
 
 def _values(assessment: Assessment) -> Table:

@@ -1,0 +1,5 @@
+"""``python -m medqa`` is the command `medqa`."""
+
+from medqa.cli import main
+
+main()

@@ -1,0 +1,58 @@
+"""Make `gray`: ``python -m medqa.training prepare``, then ``train``, then ``evaluate``.
+
+Every step goes on where an earlier call stopped; ``--run`` is the folder it works in.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import track
+
+from medqa.lpips import GrayLPIPS
+from medqa.training import evaluate as evaluation
+from medqa.training import train as training
+from medqa.training.sources import pictures
+from medqa.weights import load_gray
+
+VERSION = "1"
+
+app = typer.Typer(help=__doc__, add_completion=False, rich_markup_mode=None)
+Data = Annotated[Path, typer.Option(help="Folder of the real images.")]
+Run = Annotated[Path, typer.Option(help="Folder to work in.")]
+Folder = Annotated[Path, typer.Option("--weights", help="Folder with AlexNet's weights.")]
+
+
+@app.command()
+def prepare(data: Data, run: Run, weights: Folder, groups: int = 7680) -> None:
+    """Damage patches of the training sources and note what LPIPS-alex says of them."""
+    teacher = GrayLPIPS("alex", weights)
+    shards = training.prepare(pictures(data, "train"), teacher, run / "shards", groups)
+    for _ in track(shards, "preparing", total=groups // training.SHARD):
+        pass
+
+
+@app.command()
+def train(run: Run, weights: Folder, steps: int = 6500, device: str = "cpu") -> None:
+    """Train `gray` on what was prepared; the loss goes to ``log.jsonl``."""
+    start = training.prune(GrayLPIPS("alex", weights), run / "shards")
+    network = training.optimise(start, run / "shards", run, steps, device=device)
+    training.export(network, run / "trained.safetensors", VERSION, relative_error=0.0)
+
+
+@app.command()
+def evaluate(data: Data, run: Run, weights: Folder) -> None:
+    """Compare `gray` with LPIPS-alex on the test sources, and write the file that ships."""
+    gray = GrayLPIPS("gray", load_gray(run / "trained.safetensors"))
+    found = evaluation.compare(gray, GrayLPIPS("alex", weights), pictures(data, "test"))
+    figures = evaluation.summarise(list(track(found, "comparing")))
+    (run / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+    training.export(gray, run / "gray.safetensors", VERSION, figures["stated relative error"])
+    typer.echo(evaluation.table(figures))
+
+
+if __name__ == "__main__":
+    app()

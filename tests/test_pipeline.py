@@ -1,0 +1,241 @@
+"""The whole way on real images: what must come out is known from how the candidate was made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+import scipy.ndimage as ndi
+from pydicom.data import get_testdata_file
+from pydicom.uid import JPEG2000
+
+import medqa
+from medqa.assessment import Job, schema
+from medqa.audit import Store, pseudonym
+from medqa.errors import PixelError, ProfileError
+from medqa.image import Image
+from medqa.lpips import GrayLPIPS
+from medqa.pipeline import assess, run
+
+
+@pytest.fixture(scope="module")
+def network() -> GrayLPIPS:
+    return GrayLPIPS()
+
+
+@pytest.fixture(scope="module")
+def ct() -> Path:
+    """A real CT, 128x128, that comes with pydicom."""
+    return Path(str(get_testdata_file("CT_small.dcm", download=False)))
+
+
+def _compressed(source: Path, target: Path, ratio: float) -> Path:
+    dataset = pydicom.dcmread(source)
+    if dataset.file_meta.TransferSyntaxUID.is_compressed:
+        dataset.decompress()
+    dataset.compress(JPEG2000, j2k_cr=[ratio], generate_instance_uid=True)
+    dataset.save_as(target)
+    return target
+
+
+def test_identical_images_are_diagnostic_and_at_distance_zero(ct: Path) -> None:
+    image = medqa.read(ct)
+    assessment = medqa.assess(image, image)
+    assert assessment.base_lpips_score == 0.0
+    assert assessment.verdict == "diagnostic"
+    assert assessment.meets("diagnostic")
+    assert assessment.metrics["psnr_db"] is None
+
+
+def test_one_slice_from_every_modality_against_itself_and_a_ruin(
+    shared_data: Path, network: GrayLPIPS
+) -> None:
+    files = {
+        "CT": "ct/head_series_GE/05.dcm",
+        "MR": "mr/misc/examples_overlay.dcm",
+        "CR": "xr/cr_mono2/RG2_JLSL.dcm",
+        "MG": "mg/GH133.dcm",
+        "US": "us/GH364.dcm",
+        "PT": "pt/GH184.dcm",
+    }
+    for modality, name in files.items():
+        image = medqa.read(shared_data / name)
+        assert image.modality == modality
+        assert assess(image, image, backbone=network).verdict == "diagnostic"
+        generator = np.random.default_rng(0)
+        spread = float(image.pixels.std())
+        ruin = image.pixels + generator.normal(0, spread, image.shape)
+        ruined = Image(ruin.astype(np.float32), "ruin", modality=modality, unit=image.unit)
+        assert assess(image, ruined, backbone=network).verdict == "unsuitable", modality
+
+
+def test_distance_grows_with_compression(ct: Path, tmp_path: Path, network: GrayLPIPS) -> None:
+    reference = medqa.read(ct)
+    found = [
+        assess(reference, medqa.read(_compressed(ct, tmp_path / f"{r}.dcm", r)), backbone=network)
+        for r in (2, 5, 10, 20, 40)
+    ]
+    distances = [one.base_lpips_score or 0.0 for one in found]
+    assert distances == sorted(distances)
+    assert distances[0] < 0.01 < 0.1 < distances[-1]
+    assert found[0].verdict == "diagnostic"
+
+
+def test_gray_agrees_with_alex_within_its_stated_error_on_compressed_ct(
+    shared_data: Path, shared_weights: Path, tmp_path: Path, network: GrayLPIPS
+) -> None:
+    source = shared_data / "ct/head_series_GE/05.dcm"
+    reference = medqa.read(source)
+    alex = GrayLPIPS("alex", shared_weights)
+    for ratio in (10, 20, 30):
+        candidate = medqa.read(_compressed(source, tmp_path / "c.dcm", ratio))
+        gray, exact = (
+            assess(reference, candidate, backbone=one).base_lpips_score for one in (network, alex)
+        )
+        assert gray is not None
+        assert exact is not None
+        stated = network.weights.relative_error
+        assert stated is not None
+        assert abs(gray - exact) <= stated * exact
+
+
+def test_a_smoothed_away_lesion_is_found_only_inside_the_mask(
+    shared_data: Path, network: GrayLPIPS
+) -> None:
+    reference = medqa.read(shared_data / "ct/head_series_GE/05.dcm")
+    mask = np.zeros(reference.shape[1:], bool)
+    mask[250:274, 230:254] = True
+    pixels = reference.pixels.astype(np.float32)
+    smooth = ndi.gaussian_filter(pixels[0], 6)
+    pixels[0][mask] = smooth[mask]
+    candidate = Image(pixels, "smoothed", modality="CT", unit="HU")
+    whole = assess(reference, candidate, backbone=network, profile="ct")
+    assert whole.verdict == "diagnostic"
+    inside = assess(reference, candidate, backbone=network, mask=mask)
+    assert inside.pathology_preservation is not None
+    assert not inside.pathology_preservation.pathology_preserved
+    assert inside.verdict == "expert_review"
+    assert inside.pathology_preservation.masked_lpips < 0.08
+
+
+def test_series_folder_and_its_nifti_twin_give_the_same_scores(
+    shared_data: Path, tmp_path: Path, network: GrayLPIPS
+) -> None:
+    folder = shared_data / "ct/liver_3slice_with_SEG"
+    series = medqa.read(folder)
+    assert series.shape == (3, 512, 512)
+    assert series.affine is not None
+    noisy = series.pixels + np.random.default_rng(0).normal(0, 40, series.shape)
+    # NIfTI stores (column, row, slice).
+    xyz = series.affine @ np.eye(4)[[2, 1, 0, 3]]
+    for name, pixels in (("reference", series.pixels), ("candidate", noisy.astype(np.float32))):
+        volume = np.ascontiguousarray(pixels.transpose(2, 1, 0))
+        nib.save(nib.Nifti1Image(volume, xyz), tmp_path / f"{name}.nii.gz")
+    dicom = assess(
+        series,
+        Image(noisy.astype(np.float32), affine=series.affine),
+        profile="mr",
+        backbone=network,
+    )
+    nifti = run(
+        Job(str(tmp_path / "reference.nii.gz"), str(tmp_path / "candidate.nii.gz"), profile="mr"),
+        network=network,
+    )
+    assert nifti.base_lpips_score == pytest.approx(dicom.base_lpips_score, rel=1e-4)
+
+
+def test_a_run_is_recorded_once_validates_and_names_nobody(
+    ct: Path, tmp_path: Path, network: GrayLPIPS
+) -> None:
+    dataset = pydicom.dcmread(ct)
+    dataset.PatientID = "Secret^Patient"
+    named = tmp_path / "Secret Patient.dcm"
+    dataset.save_as(named)
+    boxes = tmp_path / "Secret boxes.json"
+    boxes.write_text('{"annotations": [{"type": "nodule", "bbox": [40, 40, 80, 80]}]}')
+    job = Job(
+        str(named),
+        str(_compressed(named, tmp_path / "c.dcm", 8)),
+        annotations=(str(boxes),),
+        origin="test",
+        correlation_id="42",
+    )
+    with Store.open(str(tmp_path / "audit.db")) as store:
+        assessment = run(job, store, network=network)
+        (recorded,) = store.list()
+        key = store.key
+    assert recorded.model_dump() == assessment.model_dump()
+    record = json.loads(recorded.model_dump_json())
+    jsonschema.validate(record, schema())
+    assert "secret" not in recorded.model_dump_json().lower()
+    assert str(tmp_path) not in recorded.model_dump_json()
+    reference = recorded.inputs.reference
+    assert reference is not None
+    assert reference.patient_hmac == pseudonym(key, "Secret^Patient")
+    assert (recorded.origin, recorded.correlation_id) == ("test", "42")
+    assert recorded.annotation_preservation[0].annotation_type == "nodule"
+
+
+def test_same_input_same_record(ct: Path, tmp_path: Path, network: GrayLPIPS) -> None:
+    reference = medqa.read(ct)
+    candidate = medqa.read(_compressed(ct, tmp_path / "c.dcm", 10))
+    ours = {"assessment_id", "created_at"}
+    one, other = (
+        assess(reference, candidate, backbone=network).model_dump(exclude=ours) for _ in range(2)
+    )
+    assert one == other
+
+
+def test_what_cannot_be_read_is_recorded_with_what_could(
+    ct: Path, tmp_path: Path, network: GrayLPIPS
+) -> None:
+    with Store.open(str(tmp_path / "audit.db")) as store:
+        assessment = run(Job(str(ct), str(tmp_path / "missing.dcm")), store, network=network)
+        (recorded,) = store.list()
+    assert recorded.verdict == "not_assessable"
+    assert recorded.inputs.reference is not None
+    assert recorded.inputs.candidate is None
+    assert not recorded.meets("screening")
+    assert "does not exist" in recorded.reasons[0].text
+    assert assessment.failure is not None
+    assert "missing.dcm" in str(assessment.failure)
+    jsonschema.validate(json.loads(recorded.model_dump_json()), schema())
+
+
+def test_arrays_are_refused_like_files(network: GrayLPIPS) -> None:
+    generator = np.random.default_rng(0)
+    image = Image(generator.normal(0, 1, (1, 64, 64)).astype(np.float32))
+    broken = Image(np.where(np.eye(64) > 0, np.nan, 0.5)[None], "broken")
+    assessment = assess(image, broken, profile="default", backbone=network)
+    assert assessment.verdict == "not_assessable"
+    assert isinstance(assessment.failure, PixelError)
+    with pytest.raises(ProfileError, match="does not say its modality"):
+        assess(image, image, backbone=network)
+    empty = assess(image, image, mask=np.zeros((64, 64)), profile="default", backbone=network)
+    assert empty.verdict == "not_assessable"
+
+
+def test_thresholds_of_another_network_are_refused(ct: Path, shared_weights: Path) -> None:
+    image = medqa.read(ct)
+    with pytest.raises(ProfileError, match="not for squeeze"):
+        assess(image, image, backbone=GrayLPIPS("squeeze", shared_weights))
+    exact = assess(image, image, backbone=GrayLPIPS("alex", shared_weights))
+    assert exact.metric is not None
+    assert exact.metric.relative_error is None
+
+
+def test_several_masks_and_annotations(network: GrayLPIPS) -> None:
+    generator = np.random.default_rng(0)
+    image = Image(generator.normal(0, 1, (2, 64, 64)).astype(np.float32))
+    one, other = np.zeros((2, 2, 64, 64), bool)
+    one[0, 5:20, 5:20] = other[1, 30:40, 30:40] = True
+    found = assess(image, image, mask=[one, other], profile="default", backbone=network)
+    assert found.pathology_preservation is not None
+    names = [component.name for component in found.pathology_preservation.components]
+    assert names == ["mask 1", "mask 2"]
+    assert [source.regions for source in found.inputs.regions] == [1, 1]

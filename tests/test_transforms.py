@@ -1,0 +1,152 @@
+"""Displays against the formulas of DICOM, geometry against constructions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from medqa import thresholds
+from medqa.errors import MismatchError, PixelError
+from medqa.image import Image, VoiLut, Window
+from medqa.transforms import check_pixels, displays, match, same_grid
+
+_VALUES = np.arange(-1200, 3000, dtype=np.int16).reshape(1, 60, 70)
+
+
+def _shown(image: Image, profile: str) -> list[NDArray[np.float32]]:
+    """The image under each display, as reference and as candidate, which must be the same."""
+    found = []
+    for display in displays(thresholds.load(profile), image):
+        one, other = display(image.pixels, image.pixels)
+        assert torch.equal(one, other)
+        assert one.dtype == torch.float32
+        found.append(one[:, 0].numpy())
+    return found
+
+
+def test_ct_windows_are_dicoms_linear_function() -> None:
+    # PS3.3 C.11.2.1.2.1, written out for each pixel.
+    image = Image(_VALUES, modality="CT", unit="HU")
+    profile = thresholds.load("ct").normalise
+    assert isinstance(profile, thresholds.Windows)
+    for window, shown in zip(profile.windows, _shown(image, "ct"), strict=True):
+        centre, width = window.centre - 0.5, window.width - 1
+        expected = np.clip((_VALUES - centre) / width + 0.5, 0, 1)
+        np.testing.assert_allclose(shown, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        ("LINEAR", lambda x: np.clip((x - 99.5) / 399 + 0.5, 0, 1)),
+        ("LINEAR_EXACT", lambda x: np.clip((x - 100) / 400 + 0.5, 0, 1)),
+        ("SIGMOID", lambda x: 1 / (1 + np.exp(-4 * (x - 100) / 400.0))),
+    ],
+)
+def test_voi_windows_of_the_reference(function: str, expected: object) -> None:
+    image = Image(_VALUES, voi=Window(100, 400, function))  # type: ignore[arg-type]
+    (shown,) = _shown(image, "xray")
+    np.testing.assert_allclose(shown, expected(_VALUES.astype(float)), atol=2e-6)  # type: ignore[operator]
+
+
+def test_voi_lut_of_the_reference_clamps_at_both_ends() -> None:
+    table = np.linspace(0, 1, 11, dtype=np.float32) ** 2
+    image = Image(np.array([[[-5, 0, 3], [10, 11, 400]]], dtype=np.int16), voi=VoiLut(0, table))
+    (shown,) = _shown(image, "xray")
+    np.testing.assert_allclose(shown, [[[0, 0, 0.09], [1, 1, 1]]], atol=1e-6)
+
+
+def test_mr_takes_the_percentiles_of_the_reference_for_both() -> None:
+    generator = np.random.default_rng(0)
+    reference = Image(generator.normal(500, 100, (3, 40, 50)).astype(np.float32), modality="MR")
+    brighter = reference.pixels + 50
+    (display,) = displays(thresholds.load("mr"), reference)
+    low, high = np.percentile(reference.pixels, [0.5, 99.5])
+    assert (display.low, display.high) == pytest.approx((low, high))
+    one, other = display(reference.pixels, brighter)
+    # A shift of the candidate stays a shift: it is not scaled away.
+    middle = (one > 0.05) & (one < 0.8)
+    np.testing.assert_allclose((other - one)[middle], 50 / (high - low), atol=1e-5)
+
+
+def test_ultrasound_takes_the_stored_range() -> None:
+    image = Image(np.full((1, 4, 4), 51, np.uint8), modality="US", value_range=(0, 255))
+    (shown,) = _shown(image, "ultrasound")
+    np.testing.assert_allclose(shown, 0.2, atol=1e-6)
+
+
+def test_windows_in_another_unit_are_refused() -> None:
+    with pytest.raises(MismatchError, match="BQML"):
+        displays(thresholds.load("ct"), Image(_VALUES, unit="BQML"))
+
+
+def test_a_reference_without_contrast_is_refused() -> None:
+    pixels = np.zeros((1, 100, 100), np.int16)
+    pixels[0, 0, 0] = 1
+    with pytest.raises(PixelError, match="no contrast"):
+        displays(thresholds.load("mr"), Image(pixels))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "words"),
+    [
+        (np.where(np.eye(40) > 0, np.nan, 1.0)[None], "40 pixel values are NaN"),
+        (np.where(np.eye(40) > 0, np.inf, 1.0)[None], "40 pixel values are NaN or infinite"),
+        (np.full((2, 40, 40), 7), "every pixel is 7"),
+        (np.arange(144).reshape(1, 12, 12), "12x12"),
+    ],
+)
+def test_pixels_that_cannot_be_scored(pixels: NDArray[np.generic], words: str) -> None:
+    with pytest.raises(PixelError, match=words):
+        check_pixels(Image(pixels, source="scan.dcm"), 31)
+
+
+def _ramp(shape: tuple[int, int, int], affine: NDArray[np.float64]) -> Image:
+    """An image whose value is the sum of the patient coordinates: the same on any grid."""
+    indices = np.stack([*np.indices(shape), np.ones(shape)]).reshape(4, -1)
+    values = (affine @ indices)[:3].sum(axis=0).reshape(shape)
+    return Image(values.astype(np.float32), affine=affine)
+
+
+def test_resampling_reads_the_candidate_where_the_reference_lies() -> None:
+    reference = _ramp((6, 10, 12), np.diag([3.0, 2.0, 1.0, 1.0]))
+    finer = _ramp(
+        (21, 44, 26), np.array([[0.9, 0, 0, -1], [0, 0.5, 0, -1], [0, 0, 0.5, 0], [0, 0, 0, 1.0]])
+    )
+    moved = match(reference, finer, resample=True)
+    assert moved.shape == reference.shape
+    np.testing.assert_allclose(moved.pixels, reference.pixels, atol=1e-3)
+    with pytest.raises(MismatchError, match="--resample"):
+        match(reference, finer, resample=False)
+
+
+def test_grids_are_told_apart_by_shape_and_by_place() -> None:
+    affine = np.diag([3.0, 1.0, 1.0, 1.0])
+    image = _ramp((5, 40, 40), affine)
+    assert same_grid(image, image)
+    assert match(image, image, resample=False) is image
+    for shift, same in ((0.05, True), (0.5, False)):
+        moved = affine.copy()
+        moved[2, 3] += shift
+        assert same_grid(image, replace(image, affine=moved)) is same
+    turned = affine.copy()
+    turned[1, 1] = 1.004  # 0.16 voxels at the far corner
+    assert not same_grid(image, replace(image, affine=turned))
+    with pytest.raises(MismatchError, match="lies elsewhere"):
+        match(image, replace(image, affine=turned), resample=False)
+    # What has no place can only be compared by shape.
+    assert same_grid(image, replace(image, affine=None))
+    with pytest.raises(MismatchError, match="40x39x5, the reference is 40x40x5"):
+        match(image, replace(image, pixels=image.pixels[:, 1:]), resample=False)
+
+
+def test_modalities_and_units_must_agree() -> None:
+    ct = Image(_VALUES, kind="dicom", modality="CT", unit="HU")
+    with pytest.raises(MismatchError, match="modality is MR, the reference's is CT"):
+        match(ct, replace(ct, modality="MR"), resample=False)
+    with pytest.raises(MismatchError, match="unit is arbitrary, the reference's is HU"):
+        match(ct, replace(ct, unit="arbitrary"), resample=False)
