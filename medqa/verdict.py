@@ -87,12 +87,13 @@ def judge(scores: Scores, profile: Profile, relative_error: float | None) -> Jud
     """Judge measured scores.
 
     1. Refuse scores that are incomplete or no numbers: nothing measured is never a pass.
-    2. Hold the whole image against the diagnostic and the screening limit.
+    2. Hold the whole image against the diagnostic and the screening limit, and the worst slice of
+       a volume against the screening limit: no aggregate may hide a ruined slice.
     3. Hold each component of the pathology against the pathology limit: the worst decides.
     4. Hold each annotation against the annotation limit.
-    5. Derive the suitability. Diagnosis needs the diagnostic limit, the pathology and all
-       annotations; screening needs the screening limit; an expert must review what is not for
-       diagnosis but for screening, and what the network cannot decide.
+    5. Derive the suitability. Diagnosis needs the diagnostic limit, no ruined slice, the pathology
+       and all annotations; screening needs the screening limit; an expert must review what is not
+       for diagnosis but for screening, and what the network cannot decide.
     6. Derive the verdict from the suitability.
     7. Give a reason for each limit applied, the most damning first.
 
@@ -138,8 +139,13 @@ def judge(scores: Scores, profile: Profile, relative_error: float | None) -> Jud
         for name in ("diagnostic", "screening")
     )
 
-    # 3. Pathology.
     single = len(scores.slices) == 1
+    worst = max(scores.slices, key=lambda one: one.lpips)
+    ruined = [_check(f"slice {worst.index}", "screening", worst.lpips, limits, error)]
+    if single or ruined[0].passed:
+        ruined = []
+
+    # 3. Pathology.
     components = [
         _check_region("pathology", one, single, limits, error) for one in scores.components
     ]
@@ -164,7 +170,7 @@ def judge(scores: Scores, profile: Profile, relative_error: float | None) -> Jud
 
     # 5. Suitability.
     regions = components + annotations
-    for_diagnosis = diagnostic.passed and all(check.passed for check in regions)
+    for_diagnosis = diagnostic.passed and not ruined and all(check.passed for check in regions)
     for_screening = screening.passed
     undecided = screening.outcome is _Outcome.UNDECIDED
     suitability = ClinicalSuitability(
@@ -187,7 +193,9 @@ def judge(scores: Scores, profile: Profile, relative_error: float | None) -> Jud
         image = [diagnostic]
     elif screening.outcome is _Outcome.ABOVE:
         image = [screening]
-    checks = sorted([*image, *regions], key=lambda one: (one.outcome, -one.value / one.limit))
+    checks = sorted(
+        [*image, *ruined, *regions], key=lambda one: (one.outcome, -one.value / one.limit)
+    )
     return Judgement(
         diagnostic_quality=diagnostic.passed,
         screening_quality=screening.passed,

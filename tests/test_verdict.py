@@ -238,3 +238,28 @@ def test_nothing_measured_is_never_a_pass() -> None:
     ):
         with pytest.raises(PixelError):
             judge(broken, CT, None)
+
+
+@pytest.mark.parametrize(
+    ("worst", "error", "verdict"),
+    [
+        (0.18, None, "diagnostic"),
+        (math.nextafter(0.18, 1), None, "expert_review"),
+        (0.17, 0.1, "expert_review"),  # 0.17 / 0.9 could be 0.189
+        (0.16, 0.1, "diagnostic"),
+    ],
+)
+def test_no_aggregate_hides_a_ruined_slice(worst: float, error: float | None, verdict: str) -> None:
+    good = scores(0.02)
+    ruined = SliceScore(index=7, lpips=worst, window="lung")
+    volume = replace(good, slices=(*good.slices[:7], ruined, *good.slices[8:]))
+    found = judge(volume, CT, error)
+    assert found.verdict == verdict
+    assert found.diagnostic_quality
+    named = [reason for reason in found.reasons if reason.place == "slice 7"]
+    assert [(one.value, one.limit) for one in named] == (
+        [] if verdict == "diagnostic" else [(worst, 0.18)]
+    )
+    # A single image has no other slice to hide behind: it is judged once, as a whole.
+    alone = replace(good, slices=(ruined,))
+    assert judge(alone, CT, None).verdict == "diagnostic"
