@@ -6,6 +6,7 @@ Every step goes on where an earlier call stopped; ``--run`` is the folder it wor
 from __future__ import annotations
 
 import json
+from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
@@ -36,10 +37,22 @@ def prepare(data: Data, run: Run, weights: Folder, groups: int = 7680) -> None:
 
 
 @app.command()
-def train(run: Run, weights: Folder, steps: int = 6500, device: str = "cpu") -> None:
+def train(
+    run: Run,
+    weights: Folder,
+    steps: int = 6500,
+    batch: int = 8,
+    rate: float = 4e-4,
+    seed: int = 0,
+    device: str = "cpu",
+) -> None:
     """Train `gray` on what was prepared; the loss goes to ``log.jsonl``."""
+    settings = {"steps": steps, "batch": batch, "rate": rate, "seed": seed, "device": device}
+    (run / "settings.json").write_text(json.dumps(settings) + "\n", "utf-8")
     start = training.prune(GrayLPIPS("alex", weights), run / "shards")
-    network = training.optimise(start, run / "shards", run, steps, device=device)
+    network = training.optimise(
+        start, run / "shards", run, steps=steps, batch=batch, rate=rate, seed=seed, device=device
+    )
     training.export(network, run / "trained.safetensors", VERSION, relative_error=0.0)
 
 
@@ -49,9 +62,21 @@ def evaluate(data: Data, run: Run, weights: Folder) -> None:
     gray = GrayLPIPS("gray", load_gray(run / "trained.safetensors"))
     found = evaluation.compare(gray, GrayLPIPS("alex", weights), pictures(data, "test"))
     figures = evaluation.summarise(list(track(found, "comparing")))
-    (run / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
-    training.export(gray, run / "gray.safetensors", VERSION, figures["stated relative error"])
-    typer.echo(evaluation.table(figures))
+    path = run / "gray.safetensors"
+    shipped = training.export(gray, path, VERSION, figures["stated relative error"])
+    settings = json.loads((run / "settings.json").read_text("utf-8"))
+    card = (resources.files("medqa.training") / "card.md").read_text("utf-8")
+    filled = card.format(
+        version=VERSION,
+        widths=", ".join(str(len(head)) for head in shipped.heads),
+        parameters=sum(tensor.numel() for tensor in (*shipped.trunk, *shipped.heads)),
+        megabytes=path.stat().st_size / 1e6,
+        sha256=shipped.sha256,
+        figures=evaluation.table(figures),
+        **settings,
+    )
+    (run / "gray.md").write_text(filled, "utf-8")
+    typer.echo(filled)
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ def summarise(comparisons: Sequence[Comparison]) -> dict[str, float]:
 
 def table(figures: Mapping[str, float]) -> str:
     """Return figures as a Markdown table."""
-    rows = [f"| {name} | {value:.4g} |" for name, value in figures.items()]
+    rows = [f"| {name.replace('spearman', 'ρ')} | {value:.4g} |" for name, value in figures.items()]
     return "\n".join(["| figure | value |", "|---|---|", *rows, ""])
 
 

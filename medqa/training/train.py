@@ -117,10 +117,10 @@ def optimise(
     start: Weights,
     shards: Path,
     run: Path,
-    steps: int,
     *,
+    steps: int,
+    batch: int,
     rate: float = 4e-4,
-    batch: int = 8,
     seed: int = 0,
     device: str = "cpu",
 ) -> GrayLPIPS:

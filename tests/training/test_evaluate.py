@@ -67,4 +67,4 @@ def test_figures_of_a_known_sample() -> None:
     assert found["spearman"] == pytest.approx(1.0)
     assert found["spearman within twelve denoised"] == pytest.approx(-1.0)
     assert found["median relative error"] == pytest.approx(0.1, abs=1e-6)
-    assert "| spearman | 1 |" in table(found)
+    assert "| ρ | 1 |" in table(found)
