@@ -49,24 +49,36 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 class _Record(BaseModel):
     """Immutable, and nothing in it that the schema does not name."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class ImageInput(_Record):
     """One of the two images, as far as it is needed to find and check it again."""
 
     kind: Literal["dicom", "nifti", "array"]
+    """Format it was read from; `array` for an image built in memory."""
     shape: tuple[int, int, int] = Field(description="slices, rows, columns")
     modality: str | None
+    """DICOM Modality, such as `CT`."""
     unit: str
+    """Unit of the pixel values, such as `HU`; `arbitrary` where not calibrated."""
     spacing_mm: tuple[float, float, float] | None = Field(description="slice, row, column")
     body_part: str | None
+    """DICOM Body Part Examined."""
     transfer_syntax: str | None
+    """UID of the DICOM transfer syntax it was stored in."""
     file_sha256: Sha256 | None
+    """SHA-256 of the file; of several files, of their hex digests joined by newlines."""
     pixels_sha256: Sha256
+    """SHA-256 of shape, type and values: the same for the same image in another file."""
     patient_hmac: Sha256 | None = None
+    """Keyed code of the Patient ID."""
     study_hmac: Sha256 | None = None
+    """Keyed code of the Study Instance UID."""
     series_hmac: Sha256 | None = None
+    """Keyed code of the Series Instance UID."""
     instance_hmac: Sha256 | None = Field(
         None, description="of a single SOP instance; None for a series"
     )
@@ -76,8 +88,11 @@ class RegionInput(_Record):
     """A mask or annotation file that regions were read from."""
 
     kind: Literal["pathology", "annotation"]
+    """`pathology` from a mask, `annotation` from annotated boxes."""
     file_sha256: Sha256 | None
+    """SHA-256 of the file; None for an array."""
     regions: int = Field(ge=0)
+    """How many regions it holds."""
 
 
 class Inputs(_Record):
@@ -92,9 +107,13 @@ class ProfileRef(_Record):
     """The thresholds that the verdict rests on."""
 
     name: str
+    """Its name, such as `ct`."""
     version: str
+    """Its version."""
     sha256: Sha256
+    """SHA-256 of the profile's file."""
     status: Literal["published", "calibrated", "provisional"]
+    """What its limits rest on: a study, readings at a site, or neither."""
     caution: str | None = Field(None, description="what these limits are known to get wrong")
 
 
@@ -102,13 +121,20 @@ class MetricRef(_Record):
     """The network that the distances were measured with."""
 
     name: Literal["lpips"] = "lpips"
+    """The measure."""
     backbone: str
+    """The network: `gray`, `alex`, `squeeze` or `vgg`."""
     version: str
+    """Version of network and heads together."""
     weights_sha256: Sha256
+    """SHA-256 of the network's tensors."""
     relative_error: float | None = Field(
         None,
-        description="stated relative error towards the network that the thresholds hold for; "
-        "None where it is that network itself",
+        description="stated relative error of an image's distance towards the network that the "
+        "thresholds hold for; None where it is that network itself",
+    )
+    region_relative_error: float | None = Field(
+        None, description="the same of a region's distance, which is less certain"
     )
 
 
@@ -116,17 +142,23 @@ class Limit(_Record):
     """One threshold, with where it comes from."""
 
     name: str
+    """`diagnostic`, `screening`, `pathology` or `annotation`."""
     value: Distance
     unit: str
+    """Unit of the value."""
     source: str
+    """Where the value comes from."""
     date: str
+    """When it was set, as year-month-day."""
     status: Literal["published", "calibrated", "provisional"]
+    """What it rests on: a study, readings at a site, or neither."""
 
 
 class WindowScore(_Record):
     """The image under one display."""
 
     name: str
+    """Name of the display."""
     low: float | None = Field(description="value shown black, in the image's unit; None for a LUT")
     high: float | None = Field(description="value shown white, in the image's unit")
     lpips: Distance
@@ -136,18 +168,24 @@ class SliceScore(_Record):
     """One slice, under the display where it fares worst."""
 
     index: int = Field(ge=0)
+    """The slice."""
     lpips: Distance
     window: str
+    """Name of that display."""
 
 
 class ComponentScore(_Record):
     """One connected part of the pathology, on its worst slice and display."""
 
     name: str
+    """Its label."""
     lpips: Distance
     slice: int
+    """Its worst slice."""
     window: str
+    """Name of its worst display."""
     pixels: int = Field(gt=0)
+    """Its size, over all slices."""
     bbox: tuple[int, int, int, int] = Field(description="x1, y1, x2, y2, in pixels, end excluded")
 
 
@@ -160,6 +198,7 @@ class PathologyScore(_Record):
     )
     weighted_pathology_score: Distance
     pathology_preserved: bool
+    """Whether every part surely is within the pathology limit."""
     masked_lpips: Distance = Field(
         description="both images multiplied by the mask, the textbook form; for comparison only"
     )
@@ -170,11 +209,16 @@ class AnnotationScore(_Record):
     """One annotated region, on its worst slice and display."""
 
     annotation_type: str
+    """Its type in words, such as `nodule`."""
     lpips_score: Distance
     preserved: bool
+    """Whether it surely is within the annotation limit."""
     slice: int
+    """Its slice."""
     window: str
+    """Name of its worst display."""
     pixels: int = Field(gt=0)
+    """Its size."""
     bbox: tuple[int, int, int, int] = Field(description="x1, y1, x2, y2, in pixels, end excluded")
 
 
@@ -227,16 +271,22 @@ class ClinicalSuitability(_Record):
     """What follows for the reader."""
 
     suitable_for_diagnosis: bool
+    """The whole image, the pathology and every annotation are within their limits."""
     suitable_for_screening: bool
+    """The whole image is within the screening limit."""
     requires_expert_review: bool
+    """Not suitable for diagnosis, but for screening, or too close to tell."""
 
 
 class Reason(_Record):
     """One thing that the verdict rests on, in words and in numbers."""
 
     text: str
+    """In words."""
     value: float | None = None
+    """The distance that was judged."""
     limit: float | None = None
+    """The limit that it was held against."""
     place: str | None = Field(None, description="whole image, slice, component or annotation")
 
 
@@ -273,27 +323,41 @@ class Assessment(_Record):
     """The record of one comparison. Scores are None where the verdict is `not_assessable`."""
 
     assessment_id: str
+    """A random UUID."""
     created_at: AwareDatetime
+    """When it was judged, in UTC."""
     medqa_version: str
+    """Version of medqa that judged."""
     inputs: Inputs
     profile: ProfileRef | None
     metric: MetricRef | None
     limits: tuple[Limit, ...] = ()
+    """The profile's limits; empty where no profile was chosen."""
     base_lpips_score: Distance | None = None
+    """Distance of the whole image: its slices aggregated, under the worst display."""
     aggregate: str | None = Field(None, description="how the slices make the base score")
     diagnostic_quality: bool | None = None
+    """Whether the whole image surely is within the diagnostic limit."""
     screening_quality: bool | None = None
+    """Whether the whole image surely is within the screening limit."""
     windows: tuple[WindowScore, ...] = ()
+    """The whole image under each display."""
     slices: tuple[SliceScore, ...] = ()
+    """Every slice, under the display where it fares worst."""
     pathology_preservation: PathologyScore | None = None
+    """The masked pathology; None without a mask."""
     annotation_preservation: tuple[AnnotationScore, ...] = ()
+    """Every annotated region."""
     clinical_suitability: ClinicalSuitability
+    """What follows for the reader."""
     metrics: Mapping[str, float | None] = Field(
         default_factory=dict,
         description="companion measures; None where infinite (psnr_db of identical images)",
     )
     verdict: Verdict
+    """What the image may be used for."""
     reasons: tuple[Reason, ...]
+    """What the verdict rests on, the most damning first."""
     origin: str | None = Field(None, description="who asked: a host, a study, a command")
     correlation_id: str | None = Field(None, description="the host's own id for the request")
 

@@ -124,8 +124,12 @@ def _medqa(
 
 @app.command()
 def assess(
-    reference: Annotated[str, typer.Argument(help="DICOM file, folder of one series, or NIfTI.")],
-    candidate: Annotated[str, typer.Argument(help="The processed image, in the same forms.")],
+    reference: Annotated[
+        str, typer.Argument(metavar="REFERENCE", help="DICOM file, folder of one series, or NIfTI.")
+    ],
+    candidate: Annotated[
+        str, typer.Argument(metavar="CANDIDATE", help="The processed image, in the same forms.")
+    ],
     mask: Annotated[
         list[str] | None,
         typer.Option(metavar="FILE", help="Pathology: NIfTI, PNG or DICOM SEG. Repeatable."),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,10 +33,9 @@ VERDICTS: dict[Verdict, tuple[str, str]] = {
 
 def show(renderable: RenderableType) -> None:
     """Print to standard output."""
-    console = Console()
-    if not console.is_terminal:  # a file or a pipe has no width: rows stay on one line
-        console = Console(width=200)
-    console.print(renderable)
+    # A file or a pipe has no width, unless it is told: rows stay on one line.
+    unbounded = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    Console(width=200 if unbounded else None).print(renderable)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
@@ -61,9 +62,7 @@ def panel(
         parts.append(Text(f"report: {report}"))
     if recorded is not None:
         parts.append(Text(f"record: {assessment.assessment_id} in {recorded}"))
-    return Panel(
-        Group(*parts), title="medqa", border_style=colour, box=box.ROUNDED, expand=False
-    )
+    return Panel(Group(*parts), title="medqa", border_style=colour, box=box.ROUNDED, expand=False)
 
 
 def _values(assessment: Assessment) -> Table:

@@ -147,9 +147,9 @@ def reading(source: object, error: type[MedqaError] = ReadError) -> Iterator[Non
         except MedqaError:
             raise
         except Exception as cause:  # pydicom and its codecs raise nearly every type there is
-            reason = f"cannot be read: {str(cause)[:300] or type(cause).__name__}"
             mend = "if it is not damaged or truncated, convert it with another tool"
-            raise error(source, reason, mend) from cause
+            detail = str(cause) or type(cause).__name__
+            raise error(source, "cannot be read", mend, detail) from cause
 
 
 def load(path: Path) -> tuple[Dataset, str]:

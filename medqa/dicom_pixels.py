@@ -126,8 +126,7 @@ def _undecodable(ds: Dataset, source: object, cause: Exception) -> ReadError:
         mend = "if it is not damaged, pip install medqa[gpl-codecs] (pylibjpeg-libjpeg)"
     elif not syntax.is_compressed:
         mend = "the file is damaged or truncated: fetch it again"
-    reason = f"pixel data in {name} ({syntax}) cannot be decoded: {str(cause)[:300]}"
-    return ReadError(source, reason, mend)
+    return ReadError(source, f"pixel data in {name} ({syntax}) cannot be decoded", mend, str(cause))
 
 
 def _lookup_table(item: Dataset, ds: Dataset, low: float) -> tuple[int, NDArray[np.int64], int]:

@@ -77,11 +77,15 @@ def _networks(weights: str | Path | None) -> Iterator[Finding]:
 
 
 def _codecs() -> Iterator[Finding]:
+    installed = {one.name for one in metadata.distributions()}
     for syntax in _SYNTAXES:
         decoder = get_decoder(syntax)
         if decoder.is_available:
             plugins = ", ".join(decoder.available_plugins)
-            yield Finding(syntax.name, "works", f"by {plugins}")
+            # Only the GPL codec of the optional extra reads 12 bits; the others stop at 8.
+            part = "pylibjpeg-libjpeg" in installed or syntax != JPEGExtended12Bit
+            bits = "" if part else "; 8 bits only, 12 need: pip install medqa[gpl-codecs]"
+            yield Finding(syntax.name, "works", f"by {plugins}{bits}")
         else:
             yield Finding(syntax.name, "missing", "; ".join(decoder.missing_dependencies))
 

@@ -41,17 +41,22 @@ class MedqaError(Exception):
         What is wrong with it, without a final full stop.
     mend
         What the user can do about it, without a final full stop.
+    detail
+        A library's own words. Like the subject they may name a patient, so a record holds
+        neither: only reason and mend.
     """
 
-    def __init__(self, subject: object, reason: str, mend: str) -> None:
-        super().__init__(subject, reason, mend)
+    def __init__(self, subject: object, reason: str, mend: str, detail: str = "") -> None:
+        super().__init__(subject, reason, mend, detail)
         self.subject = str(subject)
         self.reason = reason
         self.mend = mend
+        self.detail = detail
 
     def __str__(self) -> str:
-        """One line: ``subject: reason; mend``."""
-        return " ".join(f"{self.subject}: {self.reason}; {self.mend}".split())
+        """One line: ``subject: reason (detail); mend``."""
+        detail = f" ({self.detail[:300]})" if self.detail else ""
+        return " ".join(f"{self.subject}: {self.reason}{detail}; {self.mend}".split())
 
 
 class UsageError(MedqaError):

@@ -123,7 +123,7 @@ class Image:
 
     @cached_property
     def pixels_sha256(self) -> str:
-        """SHA-256 of shape, type and values, little-endian: the same whatever file it came from."""
+        """SHA-256 of shape, type and little-endian values, whatever file they came from."""
         pixels = self.pixels
         little = pixels.dtype.newbyteorder("<")
         digest = hashlib.sha256(f"{pixels.shape} {little.str}\n".encode())

@@ -77,8 +77,9 @@ def read_nifti(path: Path) -> Image:
     except ReadError:
         raise
     except Exception as cause:  # nibabel, gzip and numpy raise nearly every type there is
-        reason = f"cannot be read as NIfTI: {str(cause)[:300] or type(cause).__name__}"
-        raise ReadError(path, reason, "the file is damaged or truncated: fetch it again") from cause
+        mend = "the file is damaged or truncated: fetch it again"
+        detail = str(cause) or type(cause).__name__
+        raise ReadError(path, "cannot be read as NIfTI", mend, detail) from cause
     volumes = turned.shape[0]
     pixels, value_range = _values(turned.reshape(-1, *turned.shape[2:]), image)
     sizes = np.linalg.norm(affine[:3, :3], axis=0)

@@ -30,7 +30,7 @@ from medqa.lpips import GrayLPIPS
 from medqa.reader import read, source_digest
 from medqa.regions import mask_regions, read_annotations, read_mask
 from medqa.scoring import evidence, score
-from medqa.thresholds import Profile, check_backbone, for_modality, load
+from medqa.thresholds import Profile, check_backbone, check_modality, for_modality, load
 from medqa.transforms import check_pixels, displays, match
 from medqa.verdict import judge
 from medqa.weights import BACKBONES
@@ -164,7 +164,8 @@ def _assess(
     if profile is None:
         raise TypeError("a profile is chosen before images are compared")
     weights = network.weights
-    check_backbone(profile, weights.backbone, weights.version)
+    check_modality(profile, reference.modality)
+    check_backbone(profile, weights.backbone, weights.version, weights.relative_error)
     region_inputs: list[RegionInput] = []
     try:
         for image in (reference, candidate):
@@ -190,7 +191,7 @@ def _assess(
             progress=advance,
         )
         metric = _metric(context)
-        judgement = judge(scores, profile, metric.relative_error)
+        judgement = judge(scores, profile, metric.relative_error, metric.region_relative_error)
         pictures = evidence(network, reference, moved, shown, scores, regions)
     except NotAssessableError as error:
         return _refused(context, error, reference, candidate, tuple(region_inputs))
@@ -241,7 +242,7 @@ def _refused(
             suitable_for_diagnosis=False, suitable_for_screening=False, requires_expert_review=False
         ),
         verdict="not_assessable",
-        # Not the subject: a path may name the patient, and the record must not.
+        # Neither subject nor detail: a path may name the patient, and the record must not.
         reasons=(Reason(text=f"{type(error).__name__}: {error.reason}; {error.mend}"),),
         origin=context.origin,
         correlation_id=context.correlation_id,
@@ -298,6 +299,7 @@ def _metric(context: _Context) -> MetricRef:
         version=weights.version,
         weights_sha256=weights.sha256,
         relative_error=None if own else weights.relative_error,
+        region_relative_error=None if own else weights.region_relative_error,
     )
 
 

@@ -43,8 +43,8 @@ def read(path: str | os.PathLike[str]) -> Image:
         if head and is_nifti(path):
             return read_nifti(path)
     except OSError as cause:
-        reason = f"cannot be read: {cause.strerror or cause}"
-        raise ReadError(path, reason, "check the path and its permissions") from cause
+        mend = "check the path and its permissions"
+        raise ReadError(path, "cannot be read", mend, cause.strerror or "") from cause
     mend = "give a DICOM file, a folder holding one DICOM series, or a NIfTI file"
     raise ReadError(path, "is neither DICOM nor NIfTI" if head else "is empty", mend)
 
@@ -55,8 +55,8 @@ def source_digest(path: str | os.PathLike[str]) -> str:
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as cause:
-        reason = f"cannot be read: {cause.strerror or cause}"
-        raise ReadError(path, reason, "check the path and its permissions") from cause
+        mend = "check the path and its permissions"
+        raise ReadError(path, "cannot be read", mend, cause.strerror or "") from cause
 
 
 def _head(path: Path) -> bytes:

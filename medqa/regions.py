@@ -133,8 +133,8 @@ def _head(path: Path) -> bytes:
         with path.open("rb") as file:
             head = file.read(132)
     except OSError as cause:
-        reason = f"cannot be read: {cause.strerror or cause}"
-        raise RegionError(path, reason, "check its permissions") from cause
+        mend = "check its permissions"
+        raise RegionError(path, "cannot be read", mend, cause.strerror or "") from cause
     if not head:
         raise RegionError(path, "is empty", "give a file that holds regions")
     return head

@@ -37,6 +37,7 @@ __all__ = [
     "Voi",
     "Windows",
     "check_backbone",
+    "check_modality",
     "for_modality",
     "load",
     "names",
@@ -291,10 +292,28 @@ def for_modality(modality: str | None) -> Profile:
     return profiles[_FALLBACK]
 
 
-def check_backbone(profile: Profile, backbone: str, version: str) -> None:
+def check_modality(profile: Profile, modality: str | None) -> None:
+    """Refuse a profile for other modalities than the image's, where both are stated.
+
+    Raises
+    ------
+    ProfileError
+        The limits and displays of the profile are not for this kind of image.
+    """
+    if modality and profile.modalities and modality.strip().upper() not in profile.modalities:
+        raise ProfileError(
+            profile.source,
+            f"is for {', '.join(profile.modalities)}, and the image is {modality}",
+            "leave --profile out, or name a profile for this modality or for none",
+        )
+
+
+def check_backbone(
+    profile: Profile, backbone: str, version: str, relative_error: float | None
+) -> None:
     """Refuse a network that the profile's limits do not hold for.
 
-    A network of the guard band may be of any version: its stated relative error is its own.
+    A network of the guard band may be of any version, but must state its relative error.
 
     Raises
     ------
@@ -302,7 +321,9 @@ def check_backbone(profile: Profile, backbone: str, version: str) -> None:
         It is neither the profile's network, in the profile's version, nor one that reproduces it.
     """
     metric = profile.metric
-    if backbone in metric.guard_band or (backbone, version) == (metric.backbone, metric.version):
+    if (backbone, version) == (metric.backbone, metric.version):
+        return
+    if backbone in metric.guard_band and relative_error is not None:
         return
     allowed = " or ".join((f"{metric.backbone} {metric.version}", *metric.guard_band))
     raise ProfileError(

@@ -83,7 +83,12 @@ class _Check:
         return self.outcome is _Outcome.WITHIN
 
 
-def judge(scores: Scores, profile: Profile, relative_error: float | None) -> Judgement:
+def judge(
+    scores: Scores,
+    profile: Profile,
+    relative_error: float | None = None,
+    region_relative_error: float | None = None,
+) -> Judgement:
     """Judge measured scores.
 
     1. Refuse scores that are incomplete or no numbers: nothing measured is never a pass.
@@ -111,8 +116,9 @@ def judge(scores: Scores, profile: Profile, relative_error: float | None) -> Jud
         From the compare step.
     profile
         Limits, in LPIPS.
-    relative_error
-        ``e`` in [0, 1); None where the distances come from the profile's own network.
+    relative_error, region_relative_error
+        ``e`` of an image's and of a region's distance, in [0, 1); None where the distances come
+        from the profile's own network.
 
     Raises
     ------
@@ -121,13 +127,14 @@ def judge(scores: Scores, profile: Profile, relative_error: float | None) -> Jud
     WeightsError
         The relative error is outside [0, 1): no limit could be decided.
     """
-    error = 0.0 if relative_error is None else relative_error
-    if not 0.0 <= error < 1.0:
-        raise WeightsError(
-            "network",
-            f"its stated relative error is {error}, not at least 0 and below 1",
-            "use the network that the profile's limits hold for",
-        )
+    error, region_error = relative_error or 0.0, region_relative_error or 0.0
+    for stated in (error, region_error):
+        if not 0.0 <= stated < 1.0:
+            raise WeightsError(
+                "network",
+                f"its stated relative error is {stated}, not at least 0 and below 1",
+                "use the network that the profile's limits hold for",
+            )
 
     # 1. Complete, and numbers.
     _require_complete(scores)
@@ -147,13 +154,13 @@ def judge(scores: Scores, profile: Profile, relative_error: float | None) -> Jud
 
     # 3. Pathology.
     components = [
-        _check_region("pathology", one, single, limits, error) for one in scores.components
+        _check_region("pathology", one, single, limits, region_error) for one in scores.components
     ]
     pathology = _pathology(scores, all(check.passed for check in components))
 
     # 4. Annotations.
     annotations = [
-        _check_region("annotation", one, single, limits, error) for one in scores.annotations
+        _check_region("annotation", one, single, limits, region_error) for one in scores.annotations
     ]
     annotation_scores = tuple(
         AnnotationScore(

@@ -108,8 +108,9 @@ class Weights:
         One (C,) non-negative vector per tap.
     sha256
         `digest` of trunk and heads.
-    relative_error
-        Stated error towards the network that it reproduces; None for an original.
+    relative_error, region_relative_error
+        Stated errors of an image's and of a region's distance towards those of the network that
+        it reproduces; None for an original.
     """
 
     backbone: str
@@ -118,6 +119,7 @@ class Weights:
     heads: tuple[Tensor, ...]
     sha256: str
     relative_error: float | None = None
+    region_relative_error: float | None = None
 
 
 def digest(tensors: Iterable[Tensor]) -> str:
@@ -181,13 +183,13 @@ def load_gray(path: Path) -> Weights:
             trunk = tuple(file.get_tensor(name) for name in names if name.startswith("trunk."))
             heads = tuple(file.get_tensor(name) for name in names if name.startswith("head."))
         version, stated = metadata["version"], metadata["sha256"]
-        error = float(metadata["relative_error"])
+        errors = float(metadata["relative_error"]), float(metadata["region_relative_error"])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as cause:
         raise WeightsError(path, "cannot be read as weights", mend) from cause
     sha256 = digest((*trunk, *heads))
     if sha256 != stated:
         raise WeightsError(path, "its tensors are not those that it was written with", mend)
-    return Weights("gray", version, trunk, heads, sha256, error)
+    return Weights("gray", version, trunk, heads, sha256, *errors)
 
 
 def import_folder(folder: str | Path) -> dict[str, Path]:

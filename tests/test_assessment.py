@@ -39,13 +39,20 @@ RECORD: dict[str, Any] = {
         "candidate": None,
         "regions": [{"kind": "pathology", "file_sha256": None, "regions": 1}],
     },
-    "profile": {"name": "ct", "version": "1.0", "sha256": "0" * 64, "status": "provisional"},
+    "profile": {
+        "name": "ct",
+        "version": "1.0",
+        "sha256": "0" * 64,
+        "status": "provisional",
+        "caution": None,
+    },
     "metric": {
         "name": "lpips",
         "backbone": "gray",
         "version": "1",
         "weights_sha256": "1" * 64,
         "relative_error": 0.08,
+        "region_relative_error": 0.2,
     },
     "limits": [
         {

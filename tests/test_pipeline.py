@@ -139,11 +139,11 @@ def test_series_folder_and_its_nifti_twin_give_the_same_scores(
     dicom = assess(
         series,
         Image(noisy.astype(np.float32), affine=series.affine),
-        profile="mr",
+        profile="ct",
         backbone=network,
     )
     nifti = run(
-        Job(str(tmp_path / "reference.nii.gz"), str(tmp_path / "candidate.nii.gz"), profile="mr"),
+        Job(str(tmp_path / "reference.nii.gz"), str(tmp_path / "candidate.nii.gz"), profile="ct"),
         network=network,
     )
     assert nifti.base_lpips_score == pytest.approx(dicom.base_lpips_score, rel=1e-4)
@@ -218,6 +218,13 @@ def test_arrays_are_refused_like_files(network: GrayLPIPS) -> None:
         assess(image, image, backbone=network)
     empty = assess(image, image, mask=np.zeros((64, 64)), profile="default", backbone=network)
     assert empty.verdict == "not_assessable"
+
+
+def test_a_profile_for_another_modality_is_refused(ct: Path, network: GrayLPIPS) -> None:
+    image = medqa.read(ct)
+    with pytest.raises(ProfileError, match="is for MR, and the image is CT"):
+        assess(image, image, profile="mr", backbone=network)
+    assert assess(image, image, profile="default", backbone=network).verdict == "diagnostic"
 
 
 def test_thresholds_of_another_network_are_refused(ct: Path, shared_weights: Path) -> None:

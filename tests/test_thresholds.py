@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 from medqa.errors import ProfileError
-from medqa.thresholds import Profile, Windows, check_backbone, for_modality, load, names
+from medqa.thresholds import (
+    Profile,
+    Windows,
+    check_backbone,
+    check_modality,
+    for_modality,
+    load,
+    names,
+)
 
 # The textbook table: modality, diagnostic, screening. Anything it does not name is 0.15 / 0.25.
 TEXTBOOK = [
@@ -125,13 +133,37 @@ def test_a_profile_cannot_be_changed() -> None:
 
 @pytest.mark.parametrize(("backbone", "version"), [("alex", "0.1"), ("gray", "7")])
 def test_networks_that_the_limits_hold_for(backbone: str, version: str) -> None:
-    check_backbone(load("ct"), backbone, version)
+    check_backbone(load("ct"), backbone, version, None if backbone == "alex" else 0.1)
+
+
+def test_a_network_of_the_guard_band_must_state_its_error() -> None:
+    with pytest.raises(ProfileError, match="not for gray 7"):
+        check_backbone(load("ct"), "gray", "7", None)
+
+
+@pytest.mark.parametrize(
+    ("profile", "modality", "allowed"),
+    [
+        ("ct", "CT", True),
+        ("ct", "ct ", True),
+        ("ct", None, True),
+        ("ct", "MR", False),
+        ("xray", "MG", False),
+        ("default", "MG", True),
+    ],
+)
+def test_profiles_and_modalities(profile: str, modality: str | None, allowed: bool) -> None:
+    if allowed:
+        check_modality(load(profile), modality)
+        return
+    with pytest.raises(ProfileError, match=f"the image is {modality}"):
+        check_modality(load(profile), modality)
 
 
 @pytest.mark.parametrize(("backbone", "version"), [("vgg", "0.1"), ("alex", "0.0")])
 def test_networks_that_the_limits_do_not_hold_for(backbone: str, version: str) -> None:
     with pytest.raises(ProfileError, match=f"alex 0.1 or gray, not for {backbone} {version}") as e:
-        check_backbone(load("ct"), backbone, version)
+        check_backbone(load("ct"), backbone, version, None)
     assert f"[metric] names {backbone} {version}" in e.value.mend
 
 

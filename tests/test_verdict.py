@@ -167,7 +167,7 @@ def test_undecided_reason_names_value_limit_and_band() -> None:
 
 
 def test_undecided_region_is_not_preserved() -> None:
-    judgement = judge(scores(0.01, (0.08,), (0.10,)), CT, 0.01)
+    judgement = judge(scores(0.01, (0.08,), (0.10,)), CT, 0.0, 0.01)
     assert judgement.pathology is not None
     assert not judgement.pathology.pathology_preserved
     assert [one.preserved for one in judgement.annotations] == [False]
@@ -199,6 +199,8 @@ def test_no_measurement_within_the_stated_error_turns_the_truth_around(
 def test_a_useless_stated_error_is_refused(error: float) -> None:
     with pytest.raises(WeightsError, match="relative error"):
         judge(scores(0.01), CT, error)
+    with pytest.raises(WeightsError, match="relative error"):
+        judge(scores(0.01), CT, 0.1, error)
 
 
 # Fail closed.

@@ -53,7 +53,7 @@ def train(
     network = training.optimise(
         start, run / "shards", run, steps=steps, batch=batch, rate=rate, seed=seed, device=device
     )
-    training.export(network, run / "trained.safetensors", VERSION, relative_error=0.0)
+    training.export(network, run / "trained.safetensors", VERSION)
 
 
 @app.command()
@@ -63,7 +63,13 @@ def evaluate(data: Data, run: Run, weights: Folder) -> None:
     found = evaluation.compare(gray, GrayLPIPS("alex", weights), pictures(data, "test"))
     figures = evaluation.summarise(list(track(found, "comparing")))
     path = run / "gray.safetensors"
-    shipped = training.export(gray, path, VERSION, figures["stated relative error"])
+    shipped = training.export(
+        gray,
+        path,
+        VERSION,
+        figures["stated relative error"],
+        figures["stated relative error of regions"],
+    )
     settings = json.loads((run / "settings.json").read_text("utf-8"))
     card = (resources.files("medqa.training") / "card.md").read_text("utf-8")
     filled = card.format(

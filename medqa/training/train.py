@@ -206,14 +206,26 @@ def _centred(logs: Tensor) -> Tensor:
     return logs - logs.mean(dim=1, keepdim=True)
 
 
-def export(network: GrayLPIPS, path: Path, version: str, relative_error: float) -> Weights:
-    """Write a trained network as the safetensors file that ships, with its digest and error."""
+def export(
+    network: GrayLPIPS,
+    path: Path,
+    version: str,
+    relative_error: float = 0.0,
+    region_relative_error: float = 0.0,
+) -> Weights:
+    """Write a trained network as the safetensors file that ships, with its digest and errors."""
     trunk = tuple(parameter.detach().contiguous() for parameter in network.stages.parameters())
     heads = tuple(head.detach().contiguous() for head in network.heads)
-    weights = Weights("gray", version, trunk, heads, digest((*trunk, *heads)), relative_error)
+    errors = (relative_error, region_relative_error)
+    weights = Weights("gray", version, trunk, heads, digest((*trunk, *heads)), *errors)
     tensors = {f"trunk.{index:02d}": tensor for index, tensor in enumerate(trunk)}
     tensors |= {f"head.{index}": head for index, head in enumerate(heads)}
-    metadata = {"version": version, "sha256": weights.sha256, "relative_error": str(relative_error)}
+    metadata = {
+        "version": version,
+        "sha256": weights.sha256,
+        "relative_error": str(relative_error),
+        "region_relative_error": str(region_relative_error),
+    }
     temporary = path.with_suffix(".part")
     save_file(tensors, temporary, metadata)
     temporary.replace(path)

@@ -45,9 +45,11 @@ def test_ranks_twelve_denoised_versions_of_one_image(figures: dict[str, float]) 
 
 def test_stated_error_covers_what_is_measured_here(figures: dict[str, float]) -> None:
     # A 95th percentile of another sample: half as much again is chance, twice is a lie.
-    stated = GrayLPIPS().weights.relative_error
-    assert stated is not None
-    assert figures["stated relative error"] <= 1.5 * stated
+    weights = GrayLPIPS().weights
+    assert weights.relative_error is not None
+    assert weights.region_relative_error is not None
+    assert figures["stated relative error"] <= 1.5 * weights.relative_error
+    assert figures["stated relative error of regions"] <= 1.5 * weights.region_relative_error
 
 
 def test_no_source_is_on_both_sides(shared_data: Path) -> None:
@@ -61,10 +63,14 @@ def test_no_source_is_on_both_sides(shared_data: Path) -> None:
 def test_figures_of_a_known_sample() -> None:
     rng = np.random.default_rng(0)
     alex = rng.uniform(0.05, 0.3, 200)
-    sample = [Comparison("s", "CT", "blur", -1, float(value), float(value * 1.1)) for value in alex]
-    sample += [Comparison("s", "CT", "denoised", 0, v, -v) for v in (0.1, 0.2, 0.3)]
+    sample = [
+        Comparison("s", "CT", "blur", -1, float(value), float(value * 1.1), 0.1, 0.12)
+        for value in alex
+    ]
+    sample += [Comparison("s", "CT", "denoised", 0, v, -v, 0.1, 0.12) for v in (0.1, 0.2, 0.3)]
     found = summarise(sample)
     assert found["spearman"] == pytest.approx(1.0)
     assert found["spearman within twelve denoised"] == pytest.approx(-1.0)
     assert found["median relative error"] == pytest.approx(0.1, abs=1e-6)
+    assert found["stated relative error of regions"] == pytest.approx(0.2, abs=1e-6)
     assert "| ρ | 1 |" in table(found)
