@@ -24,7 +24,9 @@ from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, text
 
 import medqa.audit
@@ -595,3 +597,10 @@ def test_weak_key_is_refused_and_not_shown(
     (data_folder / "hmac.key").write_text(wrong)
     with Store.open(sqlite) as store, pytest.raises(StoreError, match="32 bytes"):
         _ = store.key
+
+
+def test_the_newest_migration_is_the_schema_that_is_expected() -> None:
+    config = Config()
+    config.set_main_option("script_location", "medqa:migrations")
+    script = ScriptDirectory.from_config(config)
+    assert script.get_current_head() == medqa.audit._SCHEMA_REVISION
