@@ -37,6 +37,7 @@ _BADGES = {
     "unsuitable": ("✗", "Unsuitable", "must not be read for diagnosis or screening"),
     "not_assessable": ("?", "Not assessable", "no statement can be made about this image"),
 }
+_AGGREGATES = {"p95": "95th percentile", "max": "worst", "mean": "mean"}
 # Companion measures known by name: title, unit, what it says.
 _METRICS = {
     "psnr_db": ("PSNR", "dB", "peak signal-to-noise ratio; higher is closer"),
@@ -130,15 +131,20 @@ def prepare_folder(folder: Path) -> None:
     _write(folder / ".writable", b"").unlink()
 
 
-def index(rows: Sequence[IndexRow], path: Path) -> Path:
-    """Write an index page over many assessments: pictures, verdict, distance, link.
+def index(rows: Sequence[IndexRow], path: Path, *, title: str = "", introduction: str = "") -> Path:
+    """Write an index page over many assessments: pictures, verdict, distances, link.
 
     Parameters
     ----------
     rows
-        In the order to show; rows of one group stand together, where its first one is.
+        In the order to show; rows of one group stand together, where its first one is. A group's
+        reference is shown once, as the first of its rows with pictures has it.
     path
         The page; its folder is made where it does not exist.
+    title
+        Heading; the number of comparisons where empty.
+    introduction
+        What the page shows and why, in a paragraph.
 
     Returns
     -------
@@ -157,7 +163,16 @@ def index(rows: Sequence[IndexRow], path: Path) -> Path:
     counts = {
         verdict: sum(row.assessment.verdict == verdict for row in rows) for verdict in _BADGES
     }
-    return _write(path, _page("index.html", rows=rows, groups=groups, counts=counts))
+    title = title or f"Image quality of {len(rows)} comparisons"
+    page = _page(
+        "index.html",
+        rows=rows,
+        groups=groups,
+        counts=counts,
+        title=title,
+        introduction=introduction,
+    )
+    return _write(path, page)
 
 
 def _judged(assessment: Assessment) -> list[_Judged]:
@@ -171,7 +186,8 @@ def _judged(assessment: Assessment) -> list[_Judged]:
         judged.append(
             _Judged(
                 "Whole image",
-                f"{assessment.aggregate} of {len(assessment.slices)} slices, worst display"
+                f"{_AGGREGATES.get(assessment.aggregate or '', assessment.aggregate)} of "
+                f"{len(assessment.slices)} slices, worst display"
                 if len(assessment.slices) > 1
                 else "worst display",
                 assessment.base_lpips_score,
@@ -181,6 +197,12 @@ def _judged(assessment: Assessment) -> list[_Judged]:
                 ),
             )
         )
+    # A reason that names a slice says that it is not surely within the screening limit.
+    judged.extend(
+        _Judged("Worst slice", str(one.place), one.value, against(screening=False))
+        for one in assessment.reasons
+        if one.value is not None and re.fullmatch(r"slice \d+", one.place or "")
+    )
     if pathology := assessment.pathology_preservation:
         judged.append(
             _Judged(
@@ -295,6 +317,10 @@ def _image_words(image: ImageInput) -> str:
     return ", ".join(words)
 
 
+def _unit_words(image: ImageInput | None) -> str:
+    return "" if image is None or image.unit == "arbitrary" else f" {image.unit}"
+
+
 def _data_uri(picture: NDArray[np.uint8], side: int = 700) -> str:
     content = pictures.png(pictures.page_picture(picture, side))
     return f"data:image/png;base64,{base64.b64encode(content).decode()}"
@@ -321,7 +347,7 @@ def _templates() -> jinja2.Environment:
     )
     helpers = (
         *(_number, _exact, _at, _anchor, _ticks, _slice_ticks, _numbered, _aspect),
-        *(_image_words, _data_uri, _utc, _provisional),
+        *(_image_words, _unit_words, _data_uri, _utc, _provisional, _judged),
     )
     environment.globals |= {helper.__name__.lstrip("_"): helper for helper in helpers}
     environment.globals |= {"badges": _BADGES, "known_metrics": _METRICS}

@@ -352,8 +352,16 @@ def test_every_value_stands_beside_its_limit_with_its_recorded_result(tmp_path: 
 def test_result_is_the_recorded_one_and_not_worked_out_again(tmp_path: Path) -> None:
     """A guard band may fail a value below its limit."""
     text = read(report.write(make_assessment(diagnostic_quality=False), tmp_path)).text
-    assert "0.0437 LPIPS diagnostic: at most 0.1 LPIPS ✗ fail" in text
+    assert "0.0437 LPIPS diagnostic: at most 0.1 LPIPS ✗ fail, too close" in text
     assert "relative error towards the network that the limits hold for is 4.3 %" in text
+
+
+def test_ruined_slice_stands_among_the_values(tmp_path: Path) -> None:
+    """A reason that names a slice is the record of one that is not within the screening limit."""
+    reason = assessment.Reason(text="Slice 12: bad.", value=0.3, limit=0.18, place="slice 12")
+    text = read(report.write(make_assessment(reasons=(reason,)), tmp_path)).text
+    assert "Worst slice slice 12 0.3 LPIPS screening: at most 0.18 LPIPS ✗ fail provisional" in text
+    assert "Worst slice slice 12" not in read(report.write(make_assessment(), tmp_path)).text
 
 
 def test_limits_without_a_value_are_listed(tmp_path: Path) -> None:
@@ -410,6 +418,7 @@ def test_slice_plot_marks_the_worst_and_the_limits(tmp_path: Path) -> None:
     assert "▼ worst: slice 12" in page.text
     assert "The worst is slice 12 with 0.12 LPIPS (soft tissue)" in page.text
     assert "Slice (counted from 0)" in page.text
+    assert "95th percentile of 20 slices, worst display" in page.text
     bars = [r for r in page.all("rect") if r["class"] == "bar" and "%" not in str(r["height"])]
     heights = [float(str(r["height"])) for r in bars if float(str(r["y"])) > 20]
     assert len(heights) == 20
@@ -427,7 +436,8 @@ def test_slice_plot_marks_the_worst_and_the_limits(tmp_path: Path) -> None:
 def test_single_slice_has_no_slice_plot(tmp_path: Path) -> None:
     text = read(report.write(EVERY_KIND["single slice"], tmp_path)).text
     assert "Slice by slice" not in text
-    assert "Soft tissue display:" in text
+    assert "Display: soft tissue. Distance:" in text
+    assert "Slice, from 0" not in text
 
 
 def test_pictures_on_the_page_and_beside_it(tmp_path: Path) -> None:
@@ -573,10 +583,30 @@ def test_index_groups_and_links(tmp_path: Path) -> None:
         "c/report.html",
         "na/report.html",
     ]
-    order = [page.text.index(words) for words in ("Abdomen 5:1", "15:1", "Head cut off")]
+    parts = ("Abdomen Reference", "5:1 Report", "15:1 Report", "Head", "cut off Report")
+    order = [page.text.index(words) for words in parts]
     assert order == sorted(order)
-    assert "0.0437 LPIPS diagnostic: at most 0.1 , ✓ pass screening: at most 0.18" in page.text
-    assert "! Expert review 1 ✗ Unsuitable 1 ? Not assessable 1" in page.text
+    assert (
+        "Whole image: 0.0437 LPIPS ✓ pass diagnostic: at most 0.1 ✓ pass screening: at most 0.18"
+        in page.text
+    )
+    assert "Pathology: 0.213 LPIPS ✗ fail pathology: at most 0.08" in page.text
+    assert "✗ Unsuitable 1: must not be read for diagnosis or screening" in page.text
     assert NOTE in page.text
     assert "The thresholds are provisional" in page.text
-    assert [one.shape for one in data_pictures(page)] == [(256, 192, 3)] * 2
+    # The reference of the group, then the candidate and the distance of its row.
+    assert [one.shape for one in data_pictures(page)] == [(320, 240, 3)] * 3
+
+
+def test_index_has_its_title_introduction_and_cautions_once(tmp_path: Path) -> None:
+    made = make_assessment()
+    careful = made.model_copy(
+        update={"profile": made.profile.model_copy(update={"caution": "Not for <bones>."})}
+    )
+    rows = [report.IndexRow(f"{n}:1", "Chest", careful, f"{n}.html") for n in (5, 15)]
+    path = tmp_path / "index.html"
+    text = read(report.index(rows, path, title="A <study>", introduction="Made & read.")).text
+    assert text.count("A <study>") == 2  # title and heading
+    assert text.count("Made & read.") == 1
+    assert text.count("Not for <bones>.") == 1
+    assert "Image quality of 2 comparisons" in read(report.index(rows, path)).text
