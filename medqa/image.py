@@ -10,7 +10,19 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Identifiers", "Image", "Region", "VoiLut", "Window"]
+__all__ = [
+    "TOLERANCE_VOXELS",
+    "Identifiers",
+    "Image",
+    "Region",
+    "VoiLut",
+    "Window",
+    "voxels_apart",
+]
+
+#: Grids coincide where no corner voxel lies further from its counterpart than this: less than
+#: anybody can see, more than the rounding of positions that headers write in decimals.
+TOLERANCE_VOXELS = 0.1
 
 
 @dataclass(frozen=True)
@@ -182,3 +194,19 @@ class Region:
         rows = slice(self.origin[1], self.origin[1] + self.mask.shape[1])
         columns = slice(self.origin[2], self.origin[2] + self.mask.shape[2])
         return rows, columns, self.mask[index - self.origin[0]]
+
+
+def voxels_apart(
+    one: NDArray[np.float64], other: NDArray[np.float64], shape: tuple[int, int, int]
+) -> float:
+    """Return how far the corner voxels of two grids of one shape lie apart, at most, in voxels.
+
+    Parameters
+    ----------
+    one, other
+        (4, 4), taking array indices to patient coordinates.
+    shape
+        Of one volume.
+    """
+    corners = np.array(np.meshgrid(*((0, n - 1) for n in shape), [1])).reshape(4, -1)
+    return float(np.abs(np.linalg.solve(one, other @ corners) - corners).max())

@@ -33,7 +33,7 @@ from medqa.dicom import (
 )
 from medqa.dicom_pixels import frame_count, frames, functional_group
 from medqa.errors import ReadError, RegionError
-from medqa.image import Image, Region
+from medqa.image import TOLERANCE_VOXELS, Image, Region, voxels_apart
 from medqa.nifti import is_nifti, read_nifti
 
 __all__ = ["annotation_regions", "mask_regions", "read_annotations", "read_mask"]
@@ -41,9 +41,6 @@ __all__ = ["annotation_regions", "mask_regions", "read_annotations", "read_mask"
 Labels = NDArray[np.uint16]
 Box = tuple[slice, slice, slice]
 
-# Grids coincide where every corner voxel lies within this share of a voxel of its counterpart:
-# headers round positions, but half a voxel would move a lesion's border.
-_TOLERANCE_VOXELS = 0.1
 # DICOM PS3.3 C.8.20.2.3.1: a fraction of the maximum; from one half on, a pixel is inside.
 _FRACTIONAL_THRESHOLD = 0.5
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -226,16 +223,20 @@ def _read_labels(path: Path, reference: Image) -> NDArray[Any]:
     if turned[0].shape != shape:
         reason = f"has shape {turned[0].shape} on the image's axes, the image {shape}"
         raise RegionError(path, reason, "draw the mask on this very image")
-    _check_grid(between @ inv_ornt_aff(turn, labels.shape[1:]), shape, path)
+    affine = image.affine @ inv_ornt_aff(turn, labels.shape[1:])
+    _check_grid(affine, reference.affine, shape, path)
     return np.concatenate(turned)
 
 
-def _check_grid(between: NDArray[np.float64], shape: tuple[int, ...], source: object) -> None:
-    """Refuse a grid whose indices `between` does not take to the same indices of the image."""
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape])).reshape(3, -1)
-    moved = between[:3, :3] @ corners + between[:3, 3:] - corners
-    off = float(np.abs(moved).max())
-    if not off < _TOLERANCE_VOXELS:
+def _check_grid(
+    mask: NDArray[np.float64],
+    image: NDArray[np.float64],
+    shape: tuple[int, int, int],
+    source: object,
+) -> None:
+    """Refuse a mask whose affine is not the image's."""
+    off = voxels_apart(image, mask, shape)
+    if not off < TOLERANCE_VOXELS:
         reason = f"lies up to {off:.2f} voxels off the image's grid"
         raise RegionError(source, reason, "draw the mask on this very image, or resample it to it")
 
@@ -331,12 +332,12 @@ def _slices_at(where: Plane, reference: Image, path: Path) -> list[int] | None:
     affine = None if where.axes is None else plane_affine(where, where.normal)
     if affine is None or reference.affine is None:
         return None
-    # (slice, row, column) of the frame, a single slice, to those of the reference.
-    between = np.linalg.inv(reference.affine) @ affine
     length = reference.shape[0] // reference.volumes
-    first = min(max(round(float(between[0, 3])), 0), length - 1)
-    between[0, 3] -= first
-    _check_grid(between, (1, *reference.shape[1:]), path)
+    nearest = float(np.linalg.solve(reference.affine, affine[:, 3])[0])
+    first = min(max(round(nearest), 0), length - 1)
+    of_slice = reference.affine.copy()  # the grid of that slice alone
+    of_slice[:, 3] += first * reference.affine[:, 0]
+    _check_grid(affine, of_slice, (1, *reference.shape[1:]), path)
     return list(range(first, reference.shape[0], length))
 
 

@@ -18,17 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medqa.errors import MismatchError, PixelError
-from medqa.image import Image, VoiLut, Window
+from medqa.image import TOLERANCE_VOXELS, Image, VoiLut, Window, voxels_apart
 from medqa.thresholds import FullRange, Percentiles, Profile, Windows
 
 __all__ = ["KEYS", "Display", "check_pixels", "displays", "match", "same_grid"]
 
 #: The two entries of the dictionary that a display's chain takes and returns.
 KEYS = ("reference", "candidate")
-
-# Corner voxels of one grid may lie this far apart, in voxels: less than anybody can see, more
-# than the rounding of positions written as decimal strings.
-_TOLERANCE_VOXELS = 0.1
 
 
 @dataclass(frozen=True)
@@ -138,11 +134,8 @@ def same_grid(one: Image, other: Image) -> bool:
         return False
     if one.affine is None or other.affine is None:
         return True
-    last = np.array(one.shape) - 1
-    last[0] = one.shape[0] // one.volumes - 1
-    corners = np.array(np.meshgrid(*((0, n) for n in last), [1])).reshape(4, -1)
-    apart = np.linalg.inv(one.affine) @ (other.affine @ corners) - corners
-    return bool(np.abs(apart).max() < _TOLERANCE_VOXELS)
+    volume = (one.shape[0] // one.volumes, *one.shape[1:])
+    return voxels_apart(one.affine, other.affine, volume) < TOLERANCE_VOXELS
 
 
 def check_pixels(image: Image, smallest_side: int) -> None:

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from medqa.image import Image, Region
+from medqa.image import Image, Region, voxels_apart
 
 
 def test_digest_is_of_shape_type_and_little_endian_values() -> None:
@@ -58,3 +58,15 @@ def test_crop_does_not_share_memory_with_the_mask() -> None:
 
 def test_shape_is_slices_rows_columns() -> None:
     assert Image(np.zeros((2, 3, 4))).shape == (2, 3, 4)
+
+
+def test_grids_lie_as_far_apart_as_their_furthest_corners() -> None:
+    grid = np.diag([5.0, 0.5, 0.5, 1.0])
+    shape = (3, 101, 201)
+    assert voxels_apart(grid, grid, shape) == 0.0
+    moved = grid.copy()
+    moved[2, 3] += 0.25  # half a column
+    assert voxels_apart(grid, moved, shape) == pytest.approx(0.5)
+    scaled = grid.copy()
+    scaled[1, 1] *= 1.01  # 100 rows, each 1 % taller
+    assert voxels_apart(grid, scaled, shape) == pytest.approx(1.0)
