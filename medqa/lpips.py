@@ -300,7 +300,7 @@ class GrayLPIPS(nn.Module):
         if min(images.shape[2:]) < smallest:
             raise PixelError(
                 "images",
-                f"{images.shape[2]}x{images.shape[3]} is smaller than the {smallest} pixels that "
+                f"{images.shape[2]} x {images.shape[3]} is smaller than the {smallest} pixels that "
                 f"network {self.weights.backbone} needs",
                 "compare larger images",
             )

@@ -236,4 +236,4 @@ def _resample(candidate: Image, reference: Image) -> Image:
 
 def _words(image: Image) -> str:
     slices, rows, columns = image.shape
-    return f"{columns}x{rows}" + (f"x{slices}" if slices > 1 else "")
+    return (f"{slices} slices of " if slices > 1 else "") + f"{rows} x {columns}"

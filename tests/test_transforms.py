@@ -97,7 +97,7 @@ def test_a_reference_without_contrast_is_refused() -> None:
         (np.where(np.eye(40) > 0, np.nan, 1.0)[None], "40 pixel values are NaN"),
         (np.where(np.eye(40) > 0, np.inf, 1.0)[None], "40 pixel values are NaN or infinite"),
         (np.full((2, 40, 40), 7), "every pixel is 7"),
-        (np.arange(144).reshape(1, 12, 12), "12x12"),
+        (np.arange(144).reshape(1, 12, 12), "12 x 12"),
     ],
 )
 def test_pixels_that_cannot_be_scored(pixels: NDArray[np.generic], words: str) -> None:
@@ -140,7 +140,7 @@ def test_grids_are_told_apart_by_shape_and_by_place() -> None:
         match(image, replace(image, affine=turned), resample=False)
     # What has no place can only be compared by shape.
     assert same_grid(image, replace(image, affine=None))
-    with pytest.raises(MismatchError, match="40x39x5, the reference is 40x40x5"):
+    with pytest.raises(MismatchError, match="5 slices of 39 x 40, the reference is 5 slices of 40 x 40"):
         match(image, replace(image, pixels=image.pixels[:, 1:]), resample=False)
 
 
