@@ -98,7 +98,8 @@ def match(reference: Image, candidate: Image, *, resample: bool) -> Image:
     Raises
     ------
     MismatchError
-        Another modality or unit, or another grid that may or can not be resampled.
+        Another modality or unit, or another grid: not to be resampled, or not covering the
+        reference, whose missing part would have to be made up.
     """
     for what in ("modality", "unit"):
         one, other = getattr(reference, what), getattr(candidate, what)
@@ -116,15 +117,10 @@ def match(reference: Image, candidate: Image, *, resample: bool) -> Image:
         if candidate.shape != reference.shape
         else "lies elsewhere in the patient than the reference"
     )
-    known = reference.affine is not None and candidate.affine is not None
-    if not resample or not known or candidate.volumes > 1:
-        raise MismatchError(
-            candidate.source,
-            where,
-            "allow resampling with --resample"
-            if known and not resample
-            else "bring it to the reference's grid first",
-        )
+    possible = max(reference.volumes, candidate.volumes) == 1 and _covers(candidate, reference)
+    if not (resample and possible):
+        mend = "allow resampling with --resample" if possible else "give a candidate of this place"
+        raise MismatchError(candidate.source, where, mend)
     return _resample(candidate, reference)
 
 
@@ -218,6 +214,16 @@ def _percentiles(image: Image, lower: float, upper: float) -> tuple[float, float
             "name a profile with another display",
         )
     return float(low), float(high)
+
+
+def _covers(candidate: Image, reference: Image) -> bool:
+    """Whether every voxel centre of the reference lies in a voxel of the candidate."""
+    if reference.affine is None or candidate.affine is None:
+        return False
+    corners = np.array(np.meshgrid(*((0, n - 1) for n in reference.shape), [1])).reshape(4, -1)
+    inside = np.linalg.solve(candidate.affine, reference.affine @ corners)[:3].T
+    half = 0.5 + TOLERANCE_VOXELS
+    return bool((inside > -half).all() and (inside < np.array(candidate.shape) - 1 + half).all())
 
 
 def _resample(candidate: Image, reference: Image) -> Image:

@@ -138,9 +138,16 @@ def test_grids_are_told_apart_by_shape_and_by_place() -> None:
     assert not same_grid(image, replace(image, affine=turned))
     with pytest.raises(MismatchError, match="lies elsewhere"):
         match(image, replace(image, affine=turned), resample=False)
+    # What the candidate does not show cannot be resampled: it would be made up at the border.
+    away = affine.copy()
+    away[0, 3] += 3.0  # one slice further
+    with pytest.raises(MismatchError, match="give a candidate of this place"):
+        match(image, replace(image, affine=away), resample=True)
     # What has no place can only be compared by shape.
     assert same_grid(image, replace(image, affine=None))
-    with pytest.raises(MismatchError, match="5 slices of 39 x 40, the reference is 5 slices of 40 x 40"):
+    with pytest.raises(
+        MismatchError, match="5 slices of 39 x 40, the reference is 5 slices of 40 x 40"
+    ):
         match(image, replace(image, pixels=image.pixels[:, 1:]), resample=False)
 
 
