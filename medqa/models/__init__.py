@@ -1,0 +1,1 @@
+"""The network that ships with medqa (safetensors), and its model card."""
