@@ -20,6 +20,10 @@ from medqa.training.sources import pictures
 from medqa.weights import load_gray
 
 VERSION = "1"
+_PHASE = (
+    "{steps} steps of {batch} groups of twelve (one cycle to {rate:g}, region weight "
+    "{region_weight:g}, seed {seed}, on {device})"
+)
 
 app = typer.Typer(help=__doc__, add_completion=False, rich_markup_mode=None)
 Data = Annotated[Path, typer.Option(help="Folder of the real images.")]
@@ -40,18 +44,42 @@ def prepare(data: Data, run: Run, weights: Folder, groups: int = 7680) -> None:
 def train(
     run: Run,
     weights: Folder,
+    shards: Annotated[Path | None, typer.Option(help="Of `prepare`, if not in the run.")] = None,
+    start: Annotated[Path | None, typer.Option(help="Run to start from, not AlexNet.")] = None,
     steps: int = 6500,
     batch: int = 8,
     rate: float = 4e-4,
+    region_weight: float = 1.0,
     seed: int = 0,
     device: str = "cpu",
 ) -> None:
     """Train `gray` on what was prepared; the loss goes to ``log.jsonl``."""
-    settings = {"steps": steps, "batch": batch, "rate": rate, "seed": seed, "device": device}
-    (run / "settings.json").write_text(json.dumps(settings) + "\n", "utf-8")
-    start = training.prune(GrayLPIPS("alex", weights), run / "shards")
+    shards = shards or run / "shards"
+    run.mkdir(parents=True, exist_ok=True)
+    phase = {
+        "steps": steps,
+        "batch": batch,
+        "rate": rate,
+        "region_weight": region_weight,
+        "seed": seed,
+        "device": device,
+    }
+    earlier = [] if start is None else json.loads((start / "phases.json").read_text("utf-8"))
+    (run / "phases.json").write_text(json.dumps([*earlier, phase]) + "\n", "utf-8")
+    if start is None:
+        first = training.prune(GrayLPIPS("alex", weights), shards)
+    else:
+        first = load_gray(start / "trained.safetensors")
     network = training.optimise(
-        start, run / "shards", run, steps=steps, batch=batch, rate=rate, seed=seed, device=device
+        first,
+        shards,
+        run,
+        steps=steps,
+        batch=batch,
+        rate=rate,
+        region_weight=region_weight,
+        seed=seed,
+        device=device,
     )
     training.export(network, run / "trained.safetensors", VERSION)
 
@@ -70,7 +98,7 @@ def evaluate(data: Data, run: Run, weights: Folder) -> None:
         figures["stated relative error"],
         figures["stated relative error of regions"],
     )
-    settings = json.loads((run / "settings.json").read_text("utf-8"))
+    phases = json.loads((run / "phases.json").read_text("utf-8"))
     card = (resources.files("medqa.training") / "card.md").read_text("utf-8")
     filled = card.format(
         version=VERSION,
@@ -79,7 +107,7 @@ def evaluate(data: Data, run: Run, weights: Folder) -> None:
         megabytes=path.stat().st_size / 1e6,
         sha256=shipped.sha256,
         figures=evaluation.table(figures),
-        **settings,
+        phases=", then ".join(map(_PHASE.format_map, phases)),
     )
     (run / "gray.md").write_text(filled, "utf-8")
     typer.echo(filled)

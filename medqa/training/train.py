@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -121,12 +122,14 @@ def optimise(
     steps: int,
     batch: int,
     rate: float = 4e-4,
+    region_weight: float = 1.0,
     seed: int = 0,
     device: str = "cpu",
 ) -> GrayLPIPS:
     """Train on the shards, with a checkpoint every 250 steps.
 
-    Goes on where an earlier call stopped.
+    Goes on where an earlier call stopped. `region_weight` is what the distance inside small
+    boxes weighs, beside that of the whole patch.
     """
     torch.manual_seed(seed)
     student = GrayLPIPS("gray", start).to(device).requires_grad_()
@@ -142,7 +145,7 @@ def optimise(
         first = state["step"]
     for step in range(first, steps):
         rng = np.random.default_rng((seed, step))
-        loss, figures = _loss(student, _batch(shards, batch, rng, device))
+        loss, figures = _loss(student, _batch(shards, batch, rng, device), region_weight)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch does not type it
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
@@ -179,8 +182,10 @@ def _batch(shards: Path, batch: int, rng: np.random.Generator, device: str) -> d
     }
 
 
-def _loss(student: GrayLPIPS, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-    """Relative error of the distance, of its taps and maps, and of the ranking in each group."""
+def _loss(
+    student: GrayLPIPS, batch: dict[str, Tensor], region_weight: float
+) -> tuple[Tensor, dict[str, float]]:
+    """Relative error of the distance, its taps, maps and regions, and of the ranking."""
     maps = tap_maps(student, batch["reference"], batch["candidates"])
     truths = [batch[f"tap.{tap}"] for tap in range(len(maps))]
     taps = torch.stack([one.mean(dim=(2, 3)) for one in maps])  # (taps, G, K)
@@ -197,9 +202,21 @@ def _loss(student: GrayLPIPS, batch: dict[str, Tensor]) -> tuple[Tensor, dict[st
             for one, truth in zip(maps, truths, strict=True)
         ]
     ).mean()
-    loss = scalar + 0.3 * tap + order + 0.3 * local
-    named = {"scalar": scalar, "tap": tap, "order": order, "local": local}
+    region = (_region_logs(maps) - _region_logs(truths)).abs().mean()
+    loss = scalar + 0.3 * tap + order + 0.3 * local + region_weight * region
+    named = {"scalar": scalar, "tap": tap, "order": order, "local": local, "region": region}
     return loss, {name: round(float(value.detach()), 5) for name, value in named.items()}
+
+
+def _region_logs(maps: Sequence[Tensor]) -> Tensor:
+    """Logarithms of the distance in boxes of 32 pixels: what a masked lesion is judged by."""
+    finest = maps[0].shape[2:]
+    total = sum(
+        (F.interpolate(one, size=finest, mode="bilinear", align_corners=False) for one in maps),
+        start=torch.zeros(()),
+    )
+    # A box of 8 by 8 pixels of the first tap, whose stride is 4.
+    return (F.avg_pool2d(total, 8, stride=4) + 10 * _FLOOR).log()
 
 
 def _centred(logs: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ def test_training_starts_close_comes_closer_and_goes_on(
     def error(network: GrayLPIPS) -> float:
         batch = train._batch(shards, 8, np.random.default_rng(5), "cpu")
         with torch.inference_mode():
-            return train._loss(network, batch)[1]["scalar"]
+            return train._loss(network, batch, 1.0)[1]["scalar"]
 
     before = error(GrayLPIPS("gray", start))
     trained = train.optimise(start, shards, tmp_path / "run", steps=12, batch=2)
