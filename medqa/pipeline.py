@@ -24,7 +24,7 @@ from medqa.assessment import (
     RegionInput,
 )
 from medqa.audit import Store, pseudonym
-from medqa.errors import NotAssessableError
+from medqa.errors import NotAssessableError, RegionError
 from medqa.image import Image, Region
 from medqa.lpips import GrayLPIPS
 from medqa.reader import read, source_digest
@@ -230,6 +230,7 @@ def _refused(
     regions: tuple[RegionInput, ...] = (),
 ) -> Assessment:
     profile = context.profile
+    place = _place(error, reference, candidate)
     refused = Assessment(
         assessment_id=str(uuid.uuid4()),
         created_at=datetime.now(UTC),
@@ -243,12 +244,21 @@ def _refused(
         ),
         verdict="not_assessable",
         # Neither subject nor detail: a path may name the patient, and the record must not.
-        reasons=(Reason(text=f"{type(error).__name__}: {error.reason}; {error.mend}"),),
+        reasons=(Reason(text=f"{place.capitalize()}: {error.reason}; {error.mend}", place=place),),
         origin=context.origin,
         correlation_id=context.correlation_id,
     )
     refused._failure = error
     return refused
+
+
+def _place(error: NotAssessableError, reference: Image | None, candidate: Image | None) -> str:
+    """Say which input an error is about."""
+    if reference is None or error.subject == reference.source:
+        return "reference"
+    if candidate is None or error.subject == candidate.source:
+        return "candidate"
+    return "mask or annotation" if isinstance(error, RegionError) else "both images"
 
 
 def _profile(named: str | Profile | None, reference: Image) -> Profile:

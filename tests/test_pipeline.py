@@ -201,7 +201,8 @@ def test_what_cannot_be_read_is_recorded_with_what_could(
     assert recorded.inputs.reference is not None
     assert recorded.inputs.candidate is None
     assert not recorded.meets("screening")
-    assert "does not exist" in recorded.reasons[0].text
+    assert recorded.reasons[0].text == "Candidate: does not exist; check the path"
+    assert recorded.reasons[0].place == "candidate"
     assert assessment.failure is not None
     assert "missing.dcm" in str(assessment.failure)
     jsonschema.validate(json.loads(recorded.model_dump_json()), schema())
@@ -216,8 +217,10 @@ def test_arrays_are_refused_like_files(network: GrayLPIPS) -> None:
     assert isinstance(assessment.failure, PixelError)
     with pytest.raises(ProfileError, match="does not say its modality"):
         assess(image, image, backbone=network)
+    assert assessment.reasons[0].place == "candidate"
     empty = assess(image, image, mask=np.zeros((64, 64)), profile="default", backbone=network)
     assert empty.verdict == "not_assessable"
+    assert empty.reasons[0].place == "mask or annotation"
 
 
 def test_a_profile_for_another_modality_is_refused(ct: Path, network: GrayLPIPS) -> None:
