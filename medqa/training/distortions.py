@@ -131,8 +131,9 @@ def wavelet(x: Array, strength: float, _rng: Generator) -> Array:
 def wiener(x: Array, strength: float, _rng: Generator) -> Array:
     """Local Wiener filter."""
     size = 3 if strength < 0.5 else 5 if strength < 0.8 else 9
-    # A tiny floor keeps the local variance of flat air from being zero.
-    return scipy.signal.wiener(x, size, noise=_log(strength, 1e-5, 2e-2)) + 0.0
+    # SciPy divides by the local variance before it replaces what flat air makes of that.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return scipy.signal.wiener(x, size, noise=_log(strength, 1e-5, 2e-2))
 
 
 def gamma(x: Array, strength: float, rng: Generator) -> Array:

@@ -62,7 +62,7 @@ def test_no_source_is_on_both_sides(shared_data: Path) -> None:
 
 def test_figures_of_a_known_sample() -> None:
     rng = np.random.default_rng(0)
-    alex = rng.uniform(0.05, 0.3, 200)
+    alex = rng.uniform(0.02, 0.3, 200)
     sample = [
         Comparison("s", "CT", "blur", -1, float(value), float(value * 1.1), 0.1, 0.12)
         for value in alex
