@@ -45,7 +45,7 @@ Progress = Callable[[int, int], object]
 
 @dataclass(frozen=True)
 class _Context:
-    """What an assessment records whatever becomes of it."""
+    """What an assessment records whatever becomes of it; no profile before an image is read."""
 
     profile: Profile | None
     network: GrayLPIPS
@@ -96,9 +96,10 @@ def assess(
     UsageError
         The profile or the weights cannot be used: nothing was judged.
     """
-    context = _Context(_profile(profile, reference), _network(backbone))
+    chosen = _profile(profile, reference)
     return _assess(
-        context,
+        _Context(chosen, _network(backbone)),
+        chosen,
         reference,
         candidate,
         _as_sequence(mask),
@@ -142,9 +143,16 @@ def run(
     except NotAssessableError as error:
         assessment = _refused(context, error, reference, candidate)
     else:
-        context = replace(context, profile=_profile(named, reference))
+        profile = _profile(named, reference)
         assessment = _assess(
-            context, reference, candidate, job.masks, job.annotations, job.resample, progress
+            replace(context, profile=profile),
+            profile,
+            reference,
+            candidate,
+            job.masks,
+            job.annotations,
+            job.resample,
+            progress,
         )
     if store is not None:
         store.add(assessment)
@@ -153,6 +161,7 @@ def run(
 
 def _assess(
     context: _Context,
+    profile: Profile,
     reference: Image,
     candidate: Image,
     masks: Sequence[PathLike | NDArray[Any]],
@@ -160,10 +169,7 @@ def _assess(
     resample: bool,
     progress: Progress | None,
 ) -> Assessment:
-    profile, network = context.profile, context.network
-    if profile is None:
-        raise TypeError("a profile is chosen before images are compared")
-    weights = network.weights
+    network, weights = context.network, context.network.weights
     check_modality(profile, reference.modality)
     check_backbone(profile, weights.backbone, weights.version, weights.relative_error)
     region_inputs: list[RegionInput] = []

@@ -5,7 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# The same examples in every run, and no time limit on a busy machine.
+hypothesis.settings.register_profile("medqa", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("medqa")
 
 _SHARED = Path(__file__).resolve().parents[2] / "shared"
 
