@@ -17,6 +17,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PrivateAttr
 from medqa.errors import NotAssessableError
 
 __all__ = [
+    "VERDICT_WORDS",
     "AnnotationScore",
     "Assessment",
     "ClinicalSuitability",
@@ -42,6 +43,14 @@ __all__ = [
 
 Verdict = Literal["diagnostic", "expert_review", "unsuitable", "not_assessable"]
 Level = Literal["diagnostic", "screening"]
+
+#: Each verdict for people: a sign that needs no colour, its name, and what it means.
+VERDICT_WORDS: dict[Verdict, tuple[str, str, str]] = {
+    "diagnostic": ("✓", "Diagnostic", "may be read for diagnosis"),
+    "expert_review": ("!", "Expert review", "an expert must decide before it is read"),
+    "unsuitable": ("✗", "Unsuitable", "must not be read for diagnosis or screening"),
+    "not_assessable": ("?", "Not assessable", "no statement can be made about this image"),
+}
 Distance = Annotated[float, Field(ge=0.0, description="LPIPS; 0 is identical, lower is better")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 

@@ -16,18 +16,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from medqa.assessment import VERDICT_WORDS, Assessment, Verdict
+
 if TYPE_CHECKING:
-    from medqa.assessment import Assessment, Verdict
     from medqa.pipeline import Progress as Advance
 
-__all__ = ["VERDICTS", "panel", "progress_bar", "show", "table"]
+__all__ = ["panel", "progress_bar", "show", "table"]
 
-#: Verdicts in words and colour; the words stand alone where there is no colour.
-VERDICTS: dict[Verdict, tuple[str, str]] = {
-    "diagnostic": ("DIAGNOSTIC: may be read for diagnosis", "green"),
-    "expert_review": ("EXPERT REVIEW: an expert must look before it is read", "yellow"),
-    "unsuitable": ("UNSUITABLE: must not be read", "red"),
-    "not_assessable": ("NOT ASSESSABLE: nothing could be judged", "magenta"),
+_COLOURS: dict[Verdict, str] = {
+    "diagnostic": "green",
+    "expert_review": "yellow",
+    "unsuitable": "red",
+    "not_assessable": "magenta",
 }
 
 
@@ -52,8 +52,9 @@ def panel(
     assessment: Assessment, *, report: Path | None = None, recorded: str | None = None
 ) -> Panel:
     """Verdict, each value beside its limit, the reasons, and where to look further."""
-    words, colour = VERDICTS[assessment.verdict]
-    parts: list[RenderableType] = [Text(words, style=f"bold {colour}")]
+    colour = _COLOURS[assessment.verdict]
+    _, name, meaning = VERDICT_WORDS[assessment.verdict]
+    parts: list[RenderableType] = [Text(f"{name.upper()}: {meaning}", style=f"bold {colour}")]
     if assessment.base_lpips_score is not None:
         parts.append(_values(assessment))
     parts += [Text(f"• {reason.text}") for reason in assessment.reasons]

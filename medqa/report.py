@@ -24,19 +24,11 @@ from pydicom.config import IGNORE
 from pydicom.uid import UID
 
 from medqa import pictures
-from medqa.assessment import Assessment, Evidence, ImageInput, Limit
+from medqa.assessment import VERDICT_WORDS, Assessment, Evidence, ImageInput, Limit
 from medqa.errors import UsageError
 
 __all__ = ["IndexRow", "index", "prepare_folder", "write"]
 
-# Verdict to symbol, name and what it means for the reader. The symbol and the words carry it;
-# the colour of the badge only repeats it.
-_BADGES = {
-    "diagnostic": ("✓", "Diagnostic", "may be read for diagnosis"),
-    "expert_review": ("!", "Expert review", "an expert must decide before it is read"),
-    "unsuitable": ("✗", "Unsuitable", "must not be read for diagnosis or screening"),
-    "not_assessable": ("?", "Not assessable", "no statement can be made about this image"),
-}
 _AGGREGATES = {"p95": "95th percentile", "max": "worst", "mean": "mean"}
 # Companion measures known by name: title, unit, what it says.
 _METRICS = {
@@ -161,7 +153,7 @@ def index(rows: Sequence[IndexRow], path: Path, *, title: str = "", introduction
         views = [pictures.views(evidence, top) for evidence in row.assessment.evidence[:1]]
         groups.setdefault(row.group, []).append((row, views[0] if views else {}))
     counts = {
-        verdict: sum(row.assessment.verdict == verdict for row in rows) for verdict in _BADGES
+        verdict: sum(row.assessment.verdict == verdict for row in rows) for verdict in VERDICT_WORDS
     }
     title = title or f"Image quality of {len(rows)} comparisons"
     page = _page(
@@ -350,7 +342,7 @@ def _templates() -> jinja2.Environment:
         *(_image_words, _unit_words, _data_uri, _utc, _provisional, _judged),
     )
     environment.globals |= {helper.__name__.lstrip("_"): helper for helper in helpers}
-    environment.globals |= {"badges": _BADGES, "known_metrics": _METRICS}
+    environment.globals |= {"badges": VERDICT_WORDS, "known_metrics": _METRICS}
     return environment
 
 
