@@ -147,6 +147,7 @@ def evidence(
         batch = slice(index, index + 1)
         one, other = by_name[window](reference.pixels[batch], candidate.pixels[batch])
         features = network.features(one), network.features(other)
+        masks = [_union([region], index, reference.shape) for region in regions]
         shown.append(
             Evidence(
                 index=index,
@@ -156,9 +157,9 @@ def evidence(
                 distance_map=network.map(*features)[0, 0].numpy(),
                 lpips=float(network.distance(*features)),
                 regions=tuple(
-                    (region.kind, region.name, _union([region], index, reference.shape))
-                    for region in regions
-                    if _union([region], index, reference.shape).any()
+                    (region.kind, region.name, mask)
+                    for region, mask in zip(regions, masks, strict=True)
+                    if mask.any()
                 ),
             )
         )
