@@ -83,7 +83,7 @@ def score(
             features = network.features(one), network.features(other)
             distances[display.name] += network.distance(*features).tolist()
             for name, measure in MEASURES.items():
-                measures[name] += measure(one, other).tolist()
+                measures[name] += measure.function(one, other).tolist()
             if any(_shared(region, batch) for region in regions):
                 maps = network.map(*features)[:, 0].numpy()
                 for region, places in zip(regions, found, strict=True):

@@ -6,14 +6,11 @@ beside the distance; no verdict rests on them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
-
 import torch
 from monai.metrics.regression import compute_ssim_and_cs
 from torch import Tensor
 
-__all__ = ["MEASURES", "psnr_db", "ssim"]
+__all__ = ["psnr_db", "ssim"]
 
 
 def psnr_db(reference: Tensor, candidate: Tensor) -> Tensor:
@@ -40,9 +37,3 @@ def ssim(reference: Tensor, candidate: Tensor) -> Tensor:
         data_range=1.0,
     )
     return torch.as_tensor(value).mean(dim=(1, 2, 3))
-
-
-#: The measures of a record, by their name there. Higher is better for all of them.
-MEASURES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
-    {"psnr_db": psnr_db, "ssim": ssim}
-)
