@@ -1,46 +1,46 @@
-"""DICOM files to an `Image`: what a file is, where its frames lie, and a series in order.
+"""DICOM files to an `Image`: where their frames lie, and a series in order.
 
-The stages of one file: `load`, `check`, the pixel pipeline of `dicom_pixels`, `plane` (PS3.3
-C.7.6.2). Then `arrange` puts the slices of all files in order and `read_dicom` makes one
-image of them.
+`plane` says where a frame lies (PS3.3 C.7.6.2), `arrange` puts the slices of all files in order,
+both by the headers alone; `read_dicom` makes one image of them.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import Dataset, dcmread
-from pydicom.uid import (
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    RTDoseStorage,
-    SegmentationStorage,
-)
+from pydicom import Dataset
 
+from medqa.dicom_files import (
+    MAX_BYTES,
+    SEGMENTATIONS,
+    check,
+    check_size,
+    is_dicom,
+    is_image,
+    load,
+    opened,
+    reading,
+)
 from medqa.dicom_pixels import (
-    COLOURS,
     Range,
     frame_count,
-    frames,
     functional_group,
-    grayscale,
     number,
     numbers,
     unit,
+    value_range,
     voi,
 )
-from medqa.errors import MedqaError, ReadError
-from medqa.image import Identifiers, Image, VoiLut, Window
+from medqa.errors import ReadError
+from medqa.image import Identifiers, Image, VoiLut, Window, gather
 
 __all__ = [
     "MAX_BYTES",
@@ -59,13 +59,6 @@ __all__ = [
     "reading",
 ]
 
-MAX_BYTES = 8 * 2**30
-"""Largest decoded image, in bytes. A header can claim anything; memory is not asked for before."""
-
-SEGMENTATIONS = (SegmentationStorage, "1.2.840.10008.5.1.4.1.1.66.7")
-"""SOP classes of segmentations: binary or fractional, and label map."""
-
-_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 # Positions along the normal that differ by less are one position: files round to 0.001 mm or so.
 _SAME_POSITION_MM = 0.01
 # Direction cosines that differ by less are one orientation: headers hold 3 to 16 digits.
@@ -107,8 +100,12 @@ Order = tuple[float, float, str, int]
 
 @dataclass(frozen=True, eq=False)
 class _Slice:
-    """What is needed to put a decoded frame in its place; `header` holds no pixels any more."""
+    """What is needed to put a frame in its place and to decode it.
 
+    `header` holds no pixels; `decode` returns (rows, columns) of modality values.
+    """
+
+    decode: Callable[[], NDArray[Any]]
     plane: Plane
     order: Order
     value_range: Range | None
@@ -116,93 +113,6 @@ class _Slice:
     unit: str
     header: Dataset
     sha256: str
-
-
-def is_dicom(head: bytes) -> bool:
-    """Whether a file that starts with these 132 bytes is DICOM, with or without its preamble.
-
-    PS3.10 7.1 demands the preamble; a file without it starts with the first element of its group
-    2 or 8, little or big endian.
-    """
-    little = head[:2] in (b"\x02\x00", b"\x08\x00") and head[3:4] == b"\x00"
-    big = head[:3] == b"\x00\x08\x00"
-    return head[128:132] == b"DICM" or little or big
-
-
-def is_image(header: Dataset) -> bool:
-    """Whether an object can be an image at all; its pixel data need not have been read."""
-    return "Rows" in header and header.get("SOPClassUID") not in (*SEGMENTATIONS, RTDoseStorage)
-
-
-@contextmanager
-def reading(source: object, error: type[MedqaError] = ReadError) -> Iterator[None]:
-    """Turn whatever a damaged or hostile file makes the libraries raise into an `error`."""
-    with warnings.catch_warnings():
-        # pydicom warns of sloppy headers that it reads correctly all the same ...
-        warnings.filterwarnings("ignore", module=r"pydicom\.")
-        # ... and of a file that ends inside an element, which it then leaves out.
-        warnings.filterwarnings("error", message="End of file reached", module=r"pydicom\.")
-        try:
-            yield
-        except MedqaError:
-            raise
-        except Exception as cause:  # pydicom and its codecs raise nearly every type there is
-            mend = "if it is not damaged or truncated, convert it with another tool"
-            detail = str(cause) or type(cause).__name__
-            raise error(source, "cannot be read", mend, detail) from cause
-
-
-def load(path: Path) -> tuple[Dataset, str]:
-    """Parse a file; return it with the SHA-256 of exactly the bytes that were parsed."""
-    data = path.read_bytes()
-    ds = dcmread(io.BytesIO(data), force=True)
-    ds.buffer = None  # or each header of a series would keep its whole file in memory
-    if "TransferSyntaxUID" not in ds.file_meta:  # without it, pixel data is never compressed
-        implicit, little = ds.original_encoding
-        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-        ds.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
-    return ds, hashlib.sha256(data).hexdigest()
-
-
-def check(ds: Dataset, source: object) -> None:
-    """Refuse what is not an image, cannot be shown or is too large, before anything is decoded."""
-    sop_class = ds.get("SOPClassUID")
-    if sop_class in SEGMENTATIONS:
-        raise ReadError(source, "is a segmentation, not an image", "pass it with --mask")
-    if sop_class == RTDoseStorage:
-        raise ReadError(source, "is a dose grid, not an image", "give the image it was planned on")
-    if "TotalPixelMatrixColumns" in ds:
-        raise ReadError(source, "is a tiled whole-slide image", "give a radiology image")
-    if not any(keyword in ds for keyword in _PIXELS):
-        kind = sop_class.name if sop_class else "object of unknown class"
-        reason = f"holds no pixel data ({kind})"
-        mend = "give an image object; if it should be one, it is truncated: fetch it again"
-        raise ReadError(source, reason, mend)
-    photometric = str(ds.get("PhotometricInterpretation", ""))
-    colour = photometric in COLOURS
-    if not colour and photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        reason = f"photometric interpretation {photometric or 'missing'} is not supported"
-        raise ReadError(source, reason, "store it as MONOCHROME2 or RGB")
-    expected = 3 if colour and photometric != "PALETTE COLOR" else 1
-    if int(ds.get("SamplesPerPixel", 1)) != expected:
-        reason = f"{photometric} with {ds.SamplesPerPixel} samples per pixel"
-        raise ReadError(source, reason, "its header is wrong: convert it again")
-    if photometric == "MONOCHROME1" and "PixelData" not in ds:
-        # A floating point range has no ends to turn around.
-        raise ReadError(source, "holds floating point MONOCHROME1", "store it as MONOCHROME2")
-    check_size(ds, source)
-
-
-def check_size(ds: Dataset, source: object) -> None:
-    """Refuse an empty image, and one larger than `MAX_BYTES`, by its header."""
-    samples = int(ds.get("SamplesPerPixel", 1))
-    values = int(ds.Rows) * int(ds.Columns) * frame_count(ds) * samples
-    size = values * max(1, int(ds.BitsAllocated) // 8)
-    if size == 0:
-        raise ReadError(source, f"has {ds.Rows} rows and {ds.Columns} columns", "give an image")
-    if size > MAX_BYTES:
-        reason = f"claims {size / 2**30:.0f} GiB of pixels, more than the {MAX_BYTES >> 30} allowed"
-        raise ReadError(source, reason, "give fewer frames; if it has fewer, its header is wrong")
 
 
 def plane(ds: Dataset, frame: int) -> Plane:
@@ -284,25 +194,18 @@ def arrange(
     return [place[volume] for volume in range(volumes) for place in ranked], volumes
 
 
-def _decode(path: Path) -> tuple[list[NDArray[Any]], list[_Slice]]:
-    """Decode one file to its slices, in file order."""
+def _slices(path: Path, alone: bool) -> list[_Slice]:
+    """Return the slices of one file in file order, none of them decoded."""
+    ds, sha256, decode = opened(path, alone=alone)
     with reading(path):
-        ds, sha256 = load(path)
-        check(ds, path)
-        pixels: list[NDArray[Any]] = []
-        ranges: list[Range | None] = []
-        for i, stored in enumerate(frames(ds, path)):
-            one, ends = grayscale(stored, ds, i)
-            pixels.append(one)
-            ranges.append(ends)
-        for keyword in _PIXELS:
-            ds.pop(keyword, None)
-        display = voi(ds, ranges[0] or (0.0, 0.0))
-        slices = [
-            _Slice(plane(ds, i), _order(ds, i), ends, display, unit(ds), ds, sha256)
+        ranges = [value_range(ds, i) for i in range(frame_count(ds))]
+        display, called = voi(ds, ranges[0] or (0.0, 0.0)), unit(ds)
+        return [
+            _Slice(
+                partial(decode, i), plane(ds, i), _order(ds, i), ends, display, called, ds, sha256
+            )
             for i, ends in enumerate(ranges)
         ]
-        return pixels, slices
 
 
 def _order(ds: Dataset, frame: int) -> Order:
@@ -321,25 +224,15 @@ def read_dicom(paths: Sequence[Path], source: str) -> Image:
     ReadError
         A file is damaged, holds no image or cannot be decoded, or the files make no one image.
     """
-    pixels: list[NDArray[Any]] = []
-    slices: list[_Slice] = []
-    for path in paths:
-        decoded, placed = _decode(path)
-        pixels += decoded
-        slices += placed
-        if sum(one.nbytes for one in pixels) > MAX_BYTES:
-            raise ReadError(source, f"is larger than {MAX_BYTES >> 30} GiB", "give fewer slices")
+    slices = [one for path in paths for one in _slices(path, len(paths) == 1)]
     with reading(source):
         if len(paths) > 1:
-            _check_series(pixels, slices, len(paths), source)
+            _check_series(slices, len(paths), source)
         chosen, volumes = arrange([s.plane for s in slices], [s.order for s in slices], source)
-        pixels = [pixels[i] for i in chosen]
-        return _image(pixels, [slices[i] for i in chosen], volumes, len(paths), source)
+        return _image([slices[i] for i in chosen], volumes, len(paths), source)
 
 
-def _image(
-    pixels: list[NDArray[Any]], slices: Sequence[_Slice], volumes: int, files: int, source: str
-) -> Image:
+def _image(slices: Sequence[_Slice], volumes: int, files: int, source: str) -> Image:
     first = slices[0]
     header = first.header
     spacing, affine = _geometry([s.plane for s in slices[: len(slices) // volumes]])
@@ -347,7 +240,7 @@ def _image(
     digests = "\n".join(s.sha256 for s in slices).encode()
     headers = [s.header for s in slices] if files > 1 else [header]
     return Image(
-        pixels=_stack(pixels),
+        pixels=gather(lambda index: slices[index].decode(), len(slices), source),
         source=source,
         kind="dicom",
         modality=_text(header, "Modality"),
@@ -364,19 +257,19 @@ def _image(
     )
 
 
-def _check_series(
-    pixels: Sequence[NDArray[Any]], slices: Sequence[_Slice], files: int, source: object
-) -> None:
+def _check_series(slices: Sequence[_Slice], files: int, source: object) -> None:
     if len(slices) > files:
         raise ReadError(source, "holds several multi-frame files", "give one of the files")
     uids = [str(s.header.SOPInstanceUID) for s in slices if s.header.get("SOPInstanceUID")]
     if len(set(uids)) < len(uids):
         raise ReadError(source, "holds the same instance twice", "remove the copies")
-    shapes = {one.shape for one in pixels}
+    shapes = {(int(s.header.Rows), int(s.header.Columns)) for s in slices}
     if len(shapes) > 1:
         listed = ", ".join(f"{r} x {c}" for r, c in sorted(shapes))
         reason = f"slices have different sizes ({listed})"
         raise ReadError(source, reason, "give one stack of slices")
+    if 4 * len(slices) * math.prod(*shapes) > MAX_BYTES:  # as float32, whatever it will be
+        raise ReadError(source, f"is larger than {MAX_BYTES >> 30} GiB", "give fewer slices")
     units = sorted({s.unit for s in slices})
     if len(units) > 1:
         raise ReadError(source, f"slices in {' and '.join(units)}", "give slices of one unit")
@@ -396,17 +289,6 @@ def _geometry(
         return (0.0, *first.spacing), plane_affine(first, first.normal * (first.step or 1.0))
     step = (positions[-1] - positions[0]) / (count - 1)
     return (float(np.linalg.norm(step)), *first.spacing), plane_affine(first, step)
-
-
-def _stack(slices: list[NDArray[Any]]) -> NDArray[Any]:
-    """(slices, rows, columns) int16 where every slice is, else float32; empties the list."""
-    integer = all(one.dtype == np.int16 for one in slices)
-    shape = (len(slices), *slices[0].shape)
-    stacked: NDArray[Any] = np.empty(shape, np.int16 if integer else np.float32)
-    while slices:  # one by one from the end, so that memory holds the image only once
-        last = slices.pop()
-        stacked[len(slices)] = last
-    return stacked
 
 
 def _text(ds: Dataset, keyword: str) -> str | None:

@@ -1,8 +1,8 @@
 """Pixels of one DICOM object: one function per stage of its display pipeline, section cited.
 
 `frames` decodes (PS3.3 C.7.6.3); `grayscale` applies the modality transform (C.11.1), turns
-MONOCHROME1 round and fills padding; `luminance` makes one channel of colour; `voi` and `unit`
-say how to show and call the result.
+MONOCHROME1 round and fills padding; `luminance` makes one channel of colour; `value_range`, `voi`
+and `unit` say from the header what the result can hold and how to show and call it.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ __all__ = [
     "number",
     "numbers",
     "unit",
+    "value_range",
     "voi",
 ]
 
@@ -197,19 +198,13 @@ def _padding(stored: NDArray[Any], ds: Dataset) -> NDArray[np.bool_]:
     return inside
 
 
-def _luminance(rgb: NDArray[Any], ds: Dataset) -> tuple[NDArray[np.float32], Range]:
-    palette = ds.PhotometricInterpretation == "PALETTE COLOR"
-    bits = rgb.dtype.itemsize * 8 if palette else int(ds.BitsStored)
-    return luminance(rgb, 2**bits - 1), (0.0, 255.0)
-
-
 def luminance(rgb: NDArray[Any], high: float) -> NDArray[np.float32]:
     """Rec. 601 luma of (..., 3 or more) colours in [0, `high`], scaled to [0, 255]."""
     luma: NDArray[np.float32] = (rgb[..., :3] @ (_REC_601 * (255 / high))).astype(np.float32)
     return luma
 
 
-def grayscale(stored: NDArray[Any], ds: Dataset, frame: int) -> tuple[NDArray[Any], Range | None]:
+def grayscale(stored: NDArray[Any], ds: Dataset, frame: int) -> NDArray[Any]:
     """Modality values of a frame, larger is brighter; of colour, the luminance.
 
     MONOCHROME1 is turned round as ``low + high - x`` over the stored range (PS3.3 C.7.6.3.1.2);
@@ -217,10 +212,12 @@ def grayscale(stored: NDArray[Any], ds: Dataset, frame: int) -> tuple[NDArray[An
 
     Returns
     -------
-    (rows, columns) int16 where that is exact and float32 otherwise, and the value range.
+    (rows, columns) int16 where that is exact and float32 otherwise.
     """
     if ds.PhotometricInterpretation in COLOURS:
-        return _luminance(stored, ds)
+        palette = ds.PhotometricInterpretation == "PALETTE COLOR"
+        bits = stored.dtype.itemsize * 8 if palette else int(ds.BitsStored)
+        return luminance(stored, 2**bits - 1)
     transform, ends = modality_transform(ds, frame)
     values = transform(stored)
     if ends is not None and ds.PhotometricInterpretation == "MONOCHROME1":
@@ -230,7 +227,14 @@ def grayscale(stored: NDArray[Any], ds: Dataset, frame: int) -> tuple[NDArray[An
     if padded.any() and not padded.all():
         values[padded] = values[~padded].min()
     small = values.dtype.kind == "i" and values.min() >= -32768 and values.max() <= 32767
-    return values.astype(np.int16 if small else np.float32), ends
+    return values.astype(np.int16 if small else np.float32)
+
+
+def value_range(ds: Dataset, frame: int) -> Range | None:
+    """Lowest and highest value that `grayscale` can return; None for floating point pixel data."""
+    if ds.PhotometricInterpretation in COLOURS:
+        return 0.0, 255.0
+    return modality_transform(ds, frame)[1]
 
 
 def voi(ds: Dataset, ends: Range) -> Window | VoiLut | None:

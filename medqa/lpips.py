@@ -2,167 +2,104 @@
 
 The distance of two images is, summed over the taps of a network, the spatial mean of the weighted
 squared difference of their unit-normalised feature vectors. 0 is identical; lower is better.
-
-Medical images have one channel, the official networks three. Feeding three copies of the image
-is the same as one convolution of two planes, the image and a plane of ones, by folded weights::
-
-    z_c = (2x - 1 - shift_c) / scale_c                      the networks' own input scaling
-    conv(z, W) = conv(x, sum_c 2 W_c / scale_c) + conv(1, -sum_c W_c (1 + shift_c) / scale_c)
-
-The plane of ones is zero-padded like the image, so this is exact at the border too, where a
-constant bias would be wrong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medqa.errors import PixelError, UsageError
+from medqa.networks import compute_in, pieces, positions, stages, views, working_set
+from medqa.reduced import follow, trail
 from medqa.weights import BACKBONES, Weights, find
 
-__all__ = ["Features", "GrayLPIPS"]
+__all__ = ["PRECISIONS", "SMALLEST_SIDE", "Differences", "Features", "GrayLPIPS", "choose_device"]
+
+#: Pixels that an image must have along both axes. Where a network needs more, the image is
+#: continued by reflection.
+SMALLEST_SIDE = 16
+
+#: What a network may compute in.
+PRECISIONS = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 # Added to the norm of a feature vector before dividing by it, as in LPIPS v0.1.
 _EPSILON = 1e-10
-# Of the three colour channels, in [-1, 1]; LPIPS v0.1.
-_SHIFT = (-0.030, -0.088, -0.188)
-_SCALE = (0.458, 0.448, 0.450)
+# Memory in bytes that one run of a network may take, at most. More gains nothing on a processor:
+# it works on one image at a time.
+_LARGEST_RUN = {"cpu": 2**30, "cuda": 2**32}
+# Tiles begin at multiples of this, the last tap's stride, so that every tap's positions coincide.
+_GRID = 16
 
 
 @dataclass(frozen=True)
 class Features:
-    """What a network sees in a batch of images; compute it once per reference.
+    """What a network makes of a batch of references; compute it once per reference.
 
     Parameters
     ----------
-    taps
-        One (N, C, h, w) tensor per tap, each feature vector of unit length.
+    images
+        (N, 1, h, w) as the network saw them.
+    kept
+        In full precision the taps, every feature vector of unit length; in reduced precision the
+        `medqa.reduced.trail`.
     size
         (rows, columns) of the images.
     """
 
-    taps: tuple[Tensor, ...]
+    images: Tensor
+    kept: tuple[Tensor, ...]
     size: tuple[int, int]
 
     def __len__(self) -> int:
         """Return the number of images."""
-        return int(self.taps[0].shape[0])
+        return len(self.images)
 
 
-class _Stem(nn.Module):
-    """First convolution, of the image and of a plane of ones."""
-
-    def __init__(self, channels: int, out: int, kernel: int, stride: int, padding: int) -> None:
-        super().__init__()
-        self.stride, self.padding = stride, padding
-        self.weight = nn.Parameter(torch.zeros(out, channels + 1, kernel, kernel))
-        self.bias = nn.Parameter(torch.zeros(out))
-
-    def forward(self, x: Tensor) -> Tensor:
-        # The ones are the same for every image: convolved once, added to all.
-        ones = x.new_ones(1, 1, *x.shape[2:])
-        offset = F.conv2d(ones, self.weight[:, -1:], self.bias, self.stride, self.padding)
-        return F.conv2d(x, self.weight[:, :-1], None, self.stride, self.padding) + offset
-
-
-class _Fire(nn.Module):
-    """SqueezeNet's module: squeeze to few channels, expand by 1x1 and 3x3 side by side."""
-
-    def __init__(self, channels: int, squeeze: int, expand: int) -> None:
-        super().__init__()
-        self.squeeze = nn.Conv2d(channels, squeeze, 1)
-        self.expand1x1 = nn.Conv2d(squeeze, expand, 1)
-        self.expand3x3 = nn.Conv2d(squeeze, expand, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.squeeze(x))
-        return torch.cat([F.relu(self.expand1x1(x)), F.relu(self.expand3x3(x))], dim=1)
-
-
-def alex_stages(widths: Sequence[int], channels: int = 1) -> nn.ModuleList:
-    """AlexNet's five convolutions, each stage ending at a tap, with these channel counts."""
-    a, b, c, d, e = widths
-    return nn.ModuleList(
-        [
-            nn.Sequential(_Stem(channels, a, 11, 4, 2), nn.ReLU()),
-            nn.Sequential(nn.MaxPool2d(3, 2), nn.Conv2d(a, b, 5, padding=2), nn.ReLU()),
-            nn.Sequential(nn.MaxPool2d(3, 2), nn.Conv2d(b, c, 3, padding=1), nn.ReLU()),
-            nn.Sequential(nn.Conv2d(c, d, 3, padding=1), nn.ReLU()),
-            nn.Sequential(nn.Conv2d(d, e, 3, padding=1), nn.ReLU()),
-        ]
-    )
-
-
-def _squeeze_stages(channels: int) -> nn.ModuleList:
-    # SqueezeNet pools with ceil_mode, unlike AlexNet.
-    def pool() -> nn.Module:
-        return nn.MaxPool2d(3, 2, ceil_mode=True)
-
-    return nn.ModuleList(
-        [
-            nn.Sequential(_Stem(channels, 64, 3, 2, 0), nn.ReLU()),
-            nn.Sequential(pool(), _Fire(64, 16, 64), _Fire(128, 16, 64)),
-            nn.Sequential(pool(), _Fire(128, 32, 128), _Fire(256, 32, 128)),
-            nn.Sequential(pool(), _Fire(256, 48, 192)),
-            nn.Sequential(_Fire(384, 48, 192)),
-            nn.Sequential(_Fire(384, 64, 256)),
-            nn.Sequential(_Fire(512, 64, 256)),
-        ]
-    )
-
-
-def _vgg_stages(channels: int) -> nn.ModuleList:
-    stages: list[nn.Module] = []
-    before = channels
-    for width, convolutions in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
-        layers: list[nn.Module] = [nn.MaxPool2d(2)] if stages else []
-        for _ in range(convolutions):
-            first = not stages and not layers
-            layers += [
-                _Stem(channels, width, 3, 1, 1)
-                if first
-                else nn.Conv2d(before, width, 3, padding=1),
-                nn.ReLU(),
-            ]
-            before = width
-        stages.append(nn.Sequential(*layers))
-    return nn.ModuleList(stages)
-
-
-def _stages(weights: Weights, channels: int) -> nn.ModuleList:
-    if weights.backbone in ("gray", "alex"):
-        return alex_stages([len(head) for head in weights.heads], channels)
-    return _squeeze_stages(channels) if weights.backbone == "squeeze" else _vgg_stages(channels)
-
-
-def fold(weight: Tensor, *, gray: bool) -> Tensor:
-    """Fold the input scaling into a first convolution on RGB in [-1, 1].
+@dataclass(frozen=True)
+class Differences:
+    """Where two batches of images differ, as each tap sees it.
 
     Parameters
     ----------
-    weight
-        (out, 3, k, k).
-    gray
-        Whether the three channels are copies of one.
-
-    Returns
-    -------
-    (out, 2, k, k) for gray, else (out, 4, k, k): for an input in [0, 1] and a plane of ones.
+    taps
+        One (N, 1, h, w) tensor per tap, at least 0.
+    size
+        (rows, columns) of the images.
+    seen
+        (rows, columns) of what the network saw: larger where the images are smaller than it needs.
     """
-    exact = weight.double()
-    shift = exact.new_tensor(_SHIFT).view(1, 3, 1, 1)
-    scale = exact.new_tensor(_SCALE).view(1, 3, 1, 1)
-    gain = 2 * exact / scale
-    offset = -(exact * (1 + shift) / scale).sum(dim=1, keepdim=True)
-    if gray:
-        gain = gain.sum(dim=1, keepdim=True)
-    return torch.cat([gain, offset], dim=1).to(weight.dtype)
+
+    taps: tuple[Tensor, ...]
+    size: tuple[int, int]
+    seen: tuple[int, int]
+
+    def distance(self) -> Tensor:
+        """Return the (N,) distances."""
+        return torch.stack([tap.mean(dim=(1, 2, 3)) for tap in self.taps]).sum(dim=0)
+
+    def map(self) -> Tensor:
+        """Return the (N, 1, rows, columns) distance maps.
+
+        Each tap's map is upsampled bilinearly. The mean over the image equals the distance to
+        about 1e-4 relative, because upsampling does not weigh every tap pixel alike.
+        """
+        total = self.taps[0].new_zeros(())
+        for tap in self.taps:
+            total = total + F.interpolate(tap, self.seen, mode="bilinear", align_corners=False)
+        top, left = ((seen - n) // 2 for seen, n in zip(self.seen, self.size, strict=True))
+        return total[:, :, top : top + self.size[0], left : left + self.size[1]]
 
 
 class GrayLPIPS(nn.Module):
@@ -176,11 +113,18 @@ class GrayLPIPS(nn.Module):
     weights
         Folder that holds the official weights, or weights already loaded. None looks where
         `medqa.weights.find` says.
+    precision
+        What the network computes in. ``float32`` is exact. ``bfloat16`` is about twice as fast on
+        a processor or accelerator that has it (`docs/performance.md` states the error).
+    device
+        A torch device. Images are brought there, and results stay there.
 
     Raises
     ------
     WeightsError
         The weights are missing, or are not the pinned ones.
+    UsageError
+        No such network, precision or device.
 
     Notes
     -----
@@ -188,23 +132,48 @@ class GrayLPIPS(nn.Module):
     flow to the images.
     """
 
-    def __init__(self, backbone: str = "gray", weights: str | Path | Weights | None = None) -> None:
+    def __init__(
+        self,
+        backbone: str = "gray",
+        weights: str | Path | Weights | None = None,
+        *,
+        precision: str = "float32",
+        device: str | torch.device = "cpu",
+    ) -> None:
         super().__init__()
         if backbone not in BACKBONES:
             raise UsageError(backbone, "no such network", f"choose one of {', '.join(BACKBONES)}")
+        if precision not in PRECISIONS:
+            mend = f"choose one of {', '.join(PRECISIONS)}"
+            raise UsageError(precision, "no such precision", mend)
         self._build(weights if isinstance(weights, Weights) else find(backbone, weights))
+        compute_in(self.stages, PRECISIONS[precision])
+        try:
+            self.to(device)
+        except (RuntimeError, AssertionError) as error:  # torch raises either
+            raise UsageError(str(device), "no such device here", "leave it out") from error
 
     def _build(self, weights: Weights, channels: int = 1) -> None:
         self.weights = weights
         self.channels = channels
-        self.stages = _stages(weights, channels)
-        tensors = list(weights.trunk)
-        if weights.backbone != "gray":
-            tensors[0] = fold(tensors[0], gray=channels == 1)
-        for parameter, tensor in zip(self.stages.parameters(), tensors, strict=True):
-            parameter.data = tensor.clone()
+        self.stages = stages(weights, channels)
         self.heads = nn.ParameterList([head.clone() for head in weights.heads])
         self.requires_grad_(False)
+        self._views = views(self.stages)
+        reach = max(max(-view.first, view.last) for view in self._views)
+        self._halo = -(-reach // _GRID) * _GRID
+        self._working_set = working_set(self.stages)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        device: torch.device = self.heads[0].device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        return next(self.stages[-1].parameters()).dtype
 
     def forward(self, reference: Tensor, candidate: Tensor) -> Tensor:
         """Return the distances of the pairs of two batches.
@@ -212,7 +181,7 @@ class GrayLPIPS(nn.Module):
         Parameters
         ----------
         reference, candidate
-            (N, 1, H, W) floating point in [0, 1].
+            (N, 1, H, W) floating point in [0, 1], at least 16 x 16.
 
         Returns
         -------
@@ -221,72 +190,174 @@ class GrayLPIPS(nn.Module):
         Raises
         ------
         PixelError
-            Another shape, values outside [0, 1] or NaN, or sides too small for the network.
+            Another shape, values outside [0, 1] or NaN, or smaller images.
         """
-        return self.distance(*self._both(reference, candidate))
+        return self.compare(reference, candidate).distance()
 
-    def distance_map(self, reference: Tensor, candidate: Tensor) -> Tensor:
-        """Return where the images differ: (N, 1, H, W), at least 0; arguments as `forward`.
+    def compare(self, reference: Tensor, candidate: Tensor) -> Differences:
+        """Return the differences of the pairs of two batches; arguments as `forward`.
 
-        Each tap's map is upsampled bilinearly. The mean over the image equals the distance to
-        about 1e-4 relative, because upsampling does not weigh every tap pixel alike.
+        Memory is bounded whatever the size: few pairs go through the network at a time, and large
+        images tile by tile, each with the surroundings that the network sees. Pairs and tiles that
+        are identical are not computed: they differ by zero.
         """
-        return self.map(*self._both(reference, candidate))
-
-    def features(self, images: Tensor) -> Features:
-        """Encode (N, 1, H, W) images in [0, 1], to be compared by `distance` and `map`."""
-        self._check(images)
-        return self.encode(images)
-
-    def distance(self, reference: Features, candidate: Features) -> Tensor:
-        """Return the (N,) distances of encoded images; one reference serves any number."""
-        total = reference.taps[0].new_zeros(())
-        for tap in self._tap_maps(reference, candidate):
-            total = total + tap.mean(dim=(1, 2, 3))
-        return total
-
-    def map(self, reference: Features, candidate: Features) -> Tensor:
-        """Return the (N, 1, H, W) distance maps of encoded images."""
-        total = reference.taps[0].new_zeros(())
-        for tap in self._tap_maps(reference, candidate):
-            total = total + F.interpolate(
-                tap, size=reference.size, mode="bilinear", align_corners=False
-            )
-        return total
-
-    def _tap_maps(self, reference: Features, candidate: Features) -> list[Tensor]:
-        if reference.size != candidate.size:
-            raise PixelError(
-                "features",
-                f"of images of different sizes, {reference.size} and {candidate.size}",
-                "compare images of one size",
-            )
-        return [
-            # (N, C, h, w) squared differences, weighted and summed over C: (N, 1, h, w)
-            F.conv2d((one - other).square(), head.view(1, -1, 1, 1))
-            for one, other, head in zip(reference.taps, candidate.taps, self.heads, strict=True)
-        ]
-
-    def _both(self, reference: Tensor, candidate: Tensor) -> tuple[Features, Features]:
         if reference.shape != candidate.shape:
             raise PixelError(
                 "images",
                 f"of different shapes, {tuple(reference.shape)} and {tuple(candidate.shape)}",
                 "compare images of one shape",
             )
-        return self.features(reference), self.features(candidate)
+        pair = self._prepared(reference), self._prepared(candidate)
+        rows, columns = _size(pair[0])
+        side = self._tile_side(rows, columns)
+        down = []
+        for row in _tiles(rows, side, self._halo):
+            across = []
+            for column in _tiles(columns, side, self._halo):
+                maps = self._compared(*(one[:, :, row.crop, column.crop] for one in pair))
+                across.append(
+                    [
+                        tap[:, :, row.own(view.stride), column.own(view.stride)]
+                        for tap, view in zip(maps, self._views, strict=True)
+                    ]
+                )
+            down.append([torch.cat(maps, dim=3) for maps in zip(*across, strict=True)])
+        taps = tuple(torch.cat(maps, dim=2) for maps in zip(*down, strict=True))
+        return Differences(taps, _size(reference), (rows, columns))
 
-    def encode(self, images: Tensor) -> Features:
-        """`features` without the checks, for images that are known to be right."""
-        taps = []
+    def features(self, references: Tensor) -> Features:
+        """Encode (N, 1, H, W) references in [0, 1] for `differences`.
+
+        They are kept whole: 10 (squeeze: 50, vgg: 200) values for every pixel.
+        """
+        return self._features(self._prepared(references), _size(references))
+
+    def differences(self, reference: Features, candidate: Tensor) -> Differences:
+        """Compare candidates with encoded references; a single one serves all candidates.
+
+        Parameters
+        ----------
+        candidate
+            (N, 1, H, W) in [0, 1], of the size of the references.
+
+        Raises
+        ------
+        PixelError
+            As `forward`.
+        """
+        prepared = self._prepared(candidate)
+        if reference.size != _size(candidate) or len(reference) not in (1, len(candidate)):
+            raise PixelError(
+                "candidates",
+                f"{len(candidate)} of {_size(candidate)}, the references are "
+                f"{len(reference)} of {reference.size}",
+                "give one reference, or one for each candidate, of the same size",
+            )
+        return Differences(
+            self._kept_maps(reference, prepared), reference.size, _size(reference.images)
+        )
+
+    def encode(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the taps, (N, C, h, w) of unit vectors, of images that are known to be right."""
+        taps: list[Tensor] = []
         x = images
-        for stage in self.stages:
-            x = stage(x)
-            # Under the root: the same value, and a finite gradient where x is all zero.
-            norm = (x.square().sum(dim=1, keepdim=True) + _EPSILON**2).sqrt()
-            taps.append(x / norm)
-        rows, columns = images.shape[2:]
-        return Features(tuple(taps), (rows, columns))
+        with _exact(images.device):
+            for stage in self.stages:
+                before, x = x, stage(x)
+                if stage is not self.stages[0]:
+                    taps.append(_unit(before))
+        return (*taps, _unit(x))
+
+    def tap_maps(
+        self, reference: Sequence[Tensor], candidate: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """Return the (N, 1, h, w) differences of taps as `encode` gives them; gradients flow."""
+        return tuple(
+            _weighted(one, other, head)
+            for one, other, head in zip(reference, candidate, self.heads, strict=True)
+        )
+
+    def _compared(self, reference: Tensor, candidate: Tensor) -> tuple[Tensor, ...]:
+        """Tap maps of pairs: few at a time, and none computed of those that are identical."""
+        count = len(reference)
+        different = (reference != candidate).flatten(1).any(dim=1)
+        if reference.requires_grad or candidate.requires_grad:
+            if self._reduced:
+                mend = "use a network of precision float32"
+                raise UsageError(str(self.dtype), "gives no gradients", mend)
+            different = torch.ones_like(different)
+        step = max(1, int(_budget(self.device) // self._bytes(*_size(reference))))
+        sizes = [positions(self.stages, n) for n in _size(reference)]
+        parts: list[list[Tensor]] = [
+            [reference.new_zeros(0, 1, h, w, dtype=self.heads[0].dtype)]
+            for h, w in zip(*sizes, strict=True)
+        ]
+        indices = different.nonzero().flatten()
+        for some in torch.split(indices, step) if len(indices) else ():
+            for maps, found in zip(
+                parts, self._pair_maps(reference[some], candidate[some]), strict=True
+            ):
+                maps.append(found)
+        computed = tuple(torch.cat(maps) for maps in parts)
+        if len(indices) == count:
+            return computed
+        return tuple(
+            maps.new_zeros(count, *maps.shape[1:]).index_copy(0, indices, maps) for maps in computed
+        )
+
+    def _pair_maps(self, reference: Tensor, candidate: Tensor) -> tuple[Tensor, ...]:
+        if self._reduced:
+            return self._kept_maps(self._features(reference, _size(reference)), candidate)
+        # Both in one batch: the more images, the better the processor is used.
+        taps = self.encode(torch.cat([reference, candidate]))
+        return self.tap_maps(*zip(*(torch.split(tap, len(reference)) for tap in taps), strict=True))
+
+    def _features(self, images: Tensor, size: tuple[int, int]) -> Features:
+        if not self._reduced:
+            return Features(images, self.encode(images), size)
+        with _exact(images.device):
+            return Features(images, tuple(trail(self.stages, images)), size)
+
+    def _kept_maps(self, reference: Features, candidate: Tensor) -> tuple[Tensor, ...]:
+        """(N, 1, h, w) of each tap."""
+        if not self._reduced:
+            return self.tap_maps(reference.kept, self.encode(candidate))
+        with _exact(candidate.device):
+            passing = follow(self.stages, reference.kept, candidate - reference.images)
+            return tuple(
+                torch.cat([_followed(p, d, head) for p, d in pieces(before, difference)])
+                for (before, difference), head in zip(passing, self.heads, strict=True)
+            )
+
+    @property
+    def _reduced(self) -> bool:
+        return self.dtype.itemsize < 4
+
+    def _tile_side(self, rows: int, columns: int) -> int:
+        """Rows and columns of a tile without its surroundings."""
+        budget = _budget(self.device)
+        if self._bytes(rows, columns) <= budget:
+            return max(rows, columns)
+        side = int((budget / self._bytes(1, 1)) ** 0.5) - 2 * self._halo
+        return max(_GRID, side // _GRID * _GRID)
+
+    def _bytes(self, rows: int, columns: int) -> float:
+        """Memory that a pair takes on its way through the network."""
+        return 2 * self._working_set * rows * columns * self.dtype.itemsize
+
+    @property
+    def _smallest(self) -> int:
+        return BACKBONES[self.weights.backbone].smallest_side
+
+    def _prepared(self, images: Tensor) -> Tensor:
+        """Check images, bring them to the network, and continue small ones by reflection."""
+        self._check(images)
+        moved = images.to(self.device, non_blocking=True)
+        missing = [max(0, self._smallest - n) for n in _size(images)]
+        if not any(missing):
+            return moved
+        (top, bottom), (left, right) = ((n // 2, n - n // 2) for n in missing)
+        return F.pad(moved, (left, right, top, bottom), mode="reflect")
 
     def _check(self, images: Tensor) -> None:
         if images.ndim != 4 or images.shape[1] != self.channels or not images.is_floating_point():
@@ -296,12 +367,12 @@ class GrayLPIPS(nn.Module):
                 f"(N, {self.channels}, H, W)",
                 "add the missing axes and scale to [0, 1]",
             )
-        smallest = BACKBONES[self.weights.backbone].smallest_side
-        if min(images.shape[2:]) < smallest:
+        if not len(images):
+            raise PixelError("images", "there are none", "give at least one")
+        if min(_size(images)) < SMALLEST_SIDE:
             raise PixelError(
                 "images",
-                f"{images.shape[2]} x {images.shape[3]} is smaller than the {smallest} pixels that "
-                f"network {self.weights.backbone} needs",
+                f"{images.shape[2]} x {images.shape[3]} is smaller than {SMALLEST_SIDE} pixels",
                 "compare larger images",
             )
         low, high = (float(end) for end in torch.aminmax(images.detach()))
@@ -310,3 +381,87 @@ class GrayLPIPS(nn.Module):
             raise PixelError(
                 "images", f"values from {low:g} to {high:g}, not in [0, 1]", "scale them to [0, 1]"
             )
+
+
+def choose_device(name: str) -> str:
+    """Return the torch device of this name; ``auto`` is an accelerator where there is one."""
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Part of an axis: the pixels from start to stop, cropped with their surroundings.
+
+    `stop` is None where the image ends.
+    """
+
+    start: int
+    stop: int | None
+    crop: slice
+
+    def own(self, stride: int) -> slice:
+        """Positions of a tap that belong to the pixels, counted in the crop."""
+        before = self.crop.start
+        stop = None if self.stop is None else (self.stop - before) // stride
+        return slice((self.start - before) // stride, stop)
+
+
+def _tiles(size: int, side: int, halo: int) -> Iterator[_Tile]:
+    count = -(-size // side)
+    # Of one size as nearly as can be, on the grid.
+    step = -(-size // (count * _GRID)) * _GRID
+    for start in range(0, size, step):
+        stop = start + step
+        crop = slice(max(0, start - halo), min(size, stop + halo))
+        yield _Tile(start, stop if stop < size else None, crop)
+
+
+def _unit(tap: Tensor) -> Tensor:
+    """(N, C, h, w) with every feature vector made a unit vector."""
+    if tap.requires_grad:
+        # Under the root: the same value, and a finite gradient where the tap is all zero.
+        return tap / (tap.square().sum(dim=1, keepdim=True) + _EPSILON**2).sqrt()
+    for (piece,) in pieces(tap):
+        piece.div_(torch.linalg.vector_norm(piece, dim=1, keepdim=True).add_(_EPSILON))
+    return tap
+
+
+def _weighted(one: Tensor, other: Tensor, head: Tensor) -> Tensor:
+    """Squared differences of (N, C, h, w) taps, weighted and summed over C: (N, 1, h, w)."""
+    maps = []
+    for a, b in pieces(one, other):
+        difference = a - b
+        squared = difference.square() if difference.requires_grad else difference.square_()
+        maps.append(squared.permute(0, 2, 3, 1).matmul(head).unsqueeze(1))
+    return torch.cat(maps)
+
+
+def _followed(p: Tensor, d: Tensor, head: Tensor) -> Tensor:
+    """Do the same with what `follow` yields, in float32."""
+    one = p.relu().float()
+    return _weighted(_unit(one + d), _unit(one), head)
+
+
+def _size(images: Tensor) -> tuple[int, int]:
+    rows, columns = images.shape[2:]
+    return rows, columns
+
+
+def _exact(device: torch.device) -> AbstractContextManager[None]:
+    """No reduced precision that was not asked for, and the same bits every time."""
+    if device.type != "cuda":
+        return nullcontext()
+    flags: AbstractContextManager[None] = torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    )
+    return flags
+
+
+def _budget(device: torch.device) -> float:
+    """Bytes that a run of the network may take: a quarter of what is free, within a bound."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return min(_LARGEST_RUN["cuda"], free / 4)
+    return min(_LARGEST_RUN["cpu"], psutil.virtual_memory().available / 4)

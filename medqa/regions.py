@@ -206,7 +206,7 @@ def _read_png(path: Path) -> NDArray[Any]:
 def _read_labels(path: Path, reference: Image) -> NDArray[Any]:
     """(slices, rows, columns) labels of a NIfTI file, turned onto the reference's grid."""
     image = read_nifti(path)
-    labels = image.pixels.reshape(image.volumes, -1, *image.shape[1:])
+    labels = np.asarray(image.pixels).reshape(image.volumes, -1, *image.shape[1:])
     if image.affine is None and reference.affine is None and reference.kind == "nifti":
         return labels.reshape(image.shape)  # both were turned by the same rule
     if image.affine is None or reference.affine is None:

@@ -6,7 +6,8 @@ both images. Scaling each image by itself would hide the very shifts that QA mus
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medqa.errors import MismatchError, PixelError
-from medqa.image import TOLERANCE_VOXELS, Image, VoiLut, Window, voxels_apart
+from medqa.image import TOLERANCE_VOXELS, Image, Slices, VoiLut, Window, voxels_apart
 from medqa.thresholds import FullRange, Percentiles, Profile, Windows
 
 __all__ = ["KEYS", "Display", "check_pixels", "displays", "match", "same_grid"]
@@ -147,26 +148,27 @@ def check_pixels(image: Image, smallest_side: int) -> None:
     PixelError
         Too small, NaN or infinite values, or one value everywhere.
     """
-    pixels = image.pixels
     if min(image.shape[1:]) < smallest_side:
         raise PixelError(
             image.source,
             f"is {_words(image)}, the network needs at least {smallest_side} rows and columns",
             "give a larger image",
         )
-    if np.issubdtype(pixels.dtype, np.floating):
-        wrong = sum(int(np.count_nonzero(~np.isfinite(one))) for one in pixels)
-        if wrong:
-            raise PixelError(
-                image.source,
-                f"{wrong} pixel values are NaN or infinite",
-                "mend the step that wrote them",
-            )
-    if pixels.min() == pixels.max():
+    _check_finite(image)
+    if image.survey.minimum == image.survey.maximum:
         raise PixelError(
             image.source,
-            f"every pixel is {pixels.flat[0]:g}: there is nothing to compare",
+            f"every pixel is {image.survey.minimum:g}: there is nothing to compare",
             "check that the file holds the image that was meant",
+        )
+
+
+def _check_finite(image: Image) -> None:
+    if image.survey.not_finite:
+        raise PixelError(
+            image.source,
+            f"{image.survey.not_finite} pixel values are NaN or infinite",
+            "mend the step that wrote them",
         )
 
 
@@ -206,14 +208,66 @@ def _chain(*steps: object) -> Compose:
 
 
 def _percentiles(image: Image, lower: float, upper: float) -> tuple[float, float]:
-    low, high = np.percentile(image.pixels, [lower, upper])
+    _check_finite(image)
+    # NumPy's own percentile copies the volume and sorts it; this takes one slice after another.
+    places = [share / 100 * (math.prod(image.shape) - 1) for share in (lower, upper)]
+    nearest = _ranked(
+        image.pixels, [end(place) for place in places for end in (math.floor, math.ceil)]
+    )
+    low, high = (
+        a + (b - a) * (place - math.floor(place))
+        for place, a, b in zip(places, nearest[::2], nearest[1::2], strict=True)
+    )
     if not low < high:
         raise PixelError(
             image.source,
             f"percentiles {lower:g} and {upper:g} are both {low:g}: there is no contrast to show",
             "name a profile with another display",
         )
-    return float(low), float(high)
+    return low, high
+
+
+def _ranked(pixels: NDArray[Any] | Slices, ranks: Sequence[int]) -> list[float]:
+    """Values at these places, from 0, of the sorted pixels; exact, one slice in memory.
+
+    Counts 16 bits of the pixels' order at a time, from the highest: of the pixels that share the
+    higher bits of a wanted one, how many have each of the next 16 bits.
+    """
+    dtype = pixels.dtype.newbyteorder("=")
+    found, left = [0] * len(ranks), list(ranks)
+    for shift in reversed(range(0, 8 * dtype.itemsize, 16)):
+        counts = {prefix: np.zeros(2**16, np.int64) for prefix in found}
+        for one in pixels:
+            keys = _keys(one.astype(dtype)) >> np.uint64(shift)
+            for prefix, count in counts.items():
+                digits = keys[keys >> np.uint64(16) == prefix] & np.uint64(2**16 - 1)
+                count += np.bincount(digits.astype(np.intp), minlength=2**16)
+        for i, prefix in enumerate(found):
+            upto = np.cumsum(counts[prefix])
+            digit = int(np.searchsorted(upto, left[i], side="right"))
+            left[i] -= int(upto[digit - 1]) if digit else 0
+            found[i] = (prefix << 16) + digit
+    return [_value(key, dtype) for key in found]
+
+
+def _keys(values: NDArray[Any]) -> NDArray[np.uint64]:
+    """Unsigned integers in the order of the values (of -0.0 and 0.0, the first comes first)."""
+    size = values.dtype.itemsize
+    sign = np.uint64(1 << 8 * size - 1)
+    keys = np.ascontiguousarray(values).view(f"u{size}").astype(np.uint64)
+    if values.dtype.kind == "f":  # IEEE 754: of negative numbers, the larger bits are the smaller
+        return np.where(keys & sign, np.uint64(2 * int(sign) - 1) - keys, keys | sign)
+    return keys ^ sign if values.dtype.kind == "i" else keys
+
+
+def _value(key: int, dtype: np.dtype[Any]) -> float:
+    """Return the value that `_keys` makes this of."""
+    sign = 1 << 8 * dtype.itemsize - 1
+    if dtype.kind == "f":
+        key = key ^ sign if key & sign else 2 * sign - 1 - key
+    elif dtype.kind == "i":
+        key ^= sign
+    return float(np.array(key, f"u{dtype.itemsize}").view(dtype))
 
 
 def _covers(candidate: Image, reference: Image) -> bool:
@@ -227,9 +281,12 @@ def _covers(candidate: Image, reference: Image) -> bool:
 
 
 def _resample(candidate: Image, reference: Image) -> Image:
-    moving = MetaTensor(
-        torch.from_numpy(candidate.pixels.astype(np.float32))[None], affine=candidate.affine
-    )
+    """Read the candidate where the reference's voxels lie, trilinearly.
+
+    MONAI takes and returns whole volumes: both stay in memory, as float32.
+    """
+    whole = np.require(np.asarray(candidate.pixels), np.float32, ["C", "W"])
+    moving = MetaTensor(torch.from_numpy(whole)[None], affine=candidate.affine)
     resampler = SpatialResample(mode="bilinear", padding_mode="border", align_corners=True)
     moved = resampler(moving, dst_affine=reference.affine, spatial_size=reference.shape)
     return replace(

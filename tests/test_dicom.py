@@ -2,6 +2,8 @@
 
 import contextlib
 import hashlib
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,9 +19,10 @@ from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-from medqa.dicom import MAX_BYTES, Plane, arrange, is_dicom
+import medqa.image
+from medqa.dicom import MAX_BYTES, Plane, arrange, is_dicom, reading
 from medqa.errors import ReadError
-from medqa.image import Image, VoiLut, Window
+from medqa.image import Image, Slices, VoiLut, Window
 from medqa.reader import read
 
 Write = Callable[..., Path]
@@ -715,3 +718,134 @@ def test_identifiers_and_digests_are_those_of_the_files(shared_data: Path) -> No
     assert who.series_uid == str(headers[0].SeriesInstanceUID)
     assert who.frame_of_reference_uid == str(headers[0].FrameOfReferenceUID)
     assert (series.modality, series.kind) == ("CT", "dicom")
+
+
+# Slices on demand --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ct/liver_3slice_with_SEG",  # a series
+        "ct/misc/CT_small.dcm",
+        "mr/philips_dti",  # a time series in JPEG
+        "mr/enhanced_multiframe/6_1.dcm",  # uncompressed frames
+        "mr/enhanced_multiframe/emri_small.dcm",
+        "mr/enhanced_multiframe/emri_small_RLE.dcm",
+        "mr/enhanced_multiframe/emri_small_jpeg_ls_lossless.dcm",
+        "ct/misc/eCT_Supplemental.dcm",
+        "us/examples_ybr_color.dcm",
+        "ts/deflated/image_dfl.dcm",
+        "xr/modality_lut/mlut_18.dcm",
+    ],
+)
+def test_slices_on_demand_are_the_array_that_would_be_kept(
+    shared_data: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    kept = read(shared_data / name)
+    monkeypatch.setattr(medqa.image, "KEPT_BYTES", 0)
+    streamed = read(shared_data / name)
+    assert isinstance(kept.pixels, np.ndarray)
+    assert isinstance(streamed.pixels, Slices)
+    assert streamed.survey == kept.survey
+    np.testing.assert_array_equal(np.asarray(streamed.pixels), kept.pixels)
+    for field in ("file_sha256", "value_range", "unit", "spacing_mm", "identifiers", "volumes"):
+        assert getattr(streamed, field) == getattr(kept, field)
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("shape", [(3, 4, 6), (3, 3, 5)])  # frames of whole words, and not
+def test_frames_of_an_uncompressed_file_equal_pydicoms(
+    write: Write, shape: tuple[int, int, int], photometric: str
+) -> None:
+    for dtype in (np.uint8, np.uint16):
+        stored = np.random.default_rng(9).integers(0, 255, shape).astype(dtype)
+        path = write(stored, PhotometricInterpretation=photometric)
+        expected = pydicom.dcmread(path).pixel_array.astype(np.float64)
+        if photometric == "MONOCHROME1":
+            expected = np.iinfo(dtype).max - expected
+        image = read(path)
+        np.testing.assert_array_equal(image.pixels, expected)
+        assert image.file_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_file_that_changes_after_it_was_read_is_refused(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(medqa.image, "KEPT_BYTES", 0)
+    frames = write(np.arange(72, dtype=np.uint16).reshape(3, 4, 6), "frames.dcm")
+    alone = read(frames)
+    frames.unlink()
+    for name in ("a.dcm", "b.dcm"):
+        write(np.full((4, 6), ord(name[0]), np.uint16), name, InstanceNumber=ord(name[0]))
+    series = read(frames.parent)
+    assert np.asarray(series.pixels)[:, 0, 0].tolist() == [97, 98]
+    write(np.arange(1, 73, dtype=np.uint16).reshape(3, 4, 6), "frames.dcm")
+    # The same pixels under another header: another file all the same.
+    write(np.full((4, 6), 98, np.uint16), "b.dcm", InstanceNumber=98, RescaleIntercept=1)
+    for image, source in ((alone, frames), (series, frames.parent)):
+        with pytest.raises(ReadError, match="changed while it was being compared") as caught:
+            image.pixels[:]
+        assert caught.value.subject == str(source)
+    frames.unlink()
+    with pytest.raises(ReadError, match="changed"):
+        alone.pixels[0]
+
+
+def test_a_damaged_slice_of_a_large_series_is_refused_when_it_is_read(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(medqa.image, "KEPT_BYTES", 0)
+    for number in (1, 2, 3):
+        path = write(np.full((40, 60), number, np.uint16), f"{number}.dcm", InstanceNumber=number)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ReadError, match="cannot be decoded") as caught:
+        read(path.parent)
+    assert caught.value.subject == str(path)
+
+
+def test_threads_that_read_at_once_leave_the_warning_filters_as_they_were() -> None:
+    before = list(warnings.filters)
+    first, second = reading("a"), reading("b")
+    first.__enter__()
+    inside = list(warnings.filters)
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert warnings.filters == inside != before
+    second.__exit__(None, None, None)
+    assert warnings.filters == before
+
+
+_MEASURE = """
+import resource, sys
+import medqa.image
+from medqa.reader import read
+
+medqa.image.KEPT_BYTES = 2**20
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+before = peak()
+pixels = read(sys.argv[1]).pixels
+for start in range(0, len(pixels), 8):
+    pixels[start : start + 8]
+print(len(pixels), pixels.dtype, peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux alone")
+@pytest.mark.parametrize("slope", [1, 0.5])
+@pytest.mark.parametrize("files", [200, 1])
+def test_memory_does_not_grow_with_the_series(write: Write, files: int, slope: float) -> None:
+    frame = np.random.default_rng(1).integers(0, 4000, (512, 512)).astype(np.int16)
+    elements = {"RescaleSlope": slope, "RescaleIntercept": -1024}
+    if files == 1:
+        source = write(np.broadcast_to(frame, (200, 512, 512)), **elements)
+    else:
+        for number in range(files):
+            path = write(frame, f"{number:03}.dcm", InstanceNumber=number, **elements)
+        source = path.parent
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", _MEASURE, str(source)], capture_output=True, text=True, check=True
+    )
+    slices, dtype, grown_mib = done.stdout.split()
+    assert (int(slices), dtype) == (200, "int16" if slope == 1 else "float32")
+    assert int(grown_mib) < 50  # the whole is 100 or 200 MiB

@@ -9,15 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from PIL import Image as Pillow
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import medqa.lpips
 import medqa.weights
 from medqa.errors import PixelError, UsageError
-from medqa.lpips import GrayLPIPS, fold
-from medqa.weights import Backbone, Weights, digest, find
+from medqa.lpips import PRECISIONS, GrayLPIPS
+from medqa.networks import fold, positions
+from medqa.weights import BACKBONES, Backbone, Weights, digest, find
 
 _NAMES = {"alex": "alexnet", "squeeze": "squeezenet1_1", "vgg": "vgg16"}
 
@@ -49,6 +52,27 @@ def peer(shared_weights: Path) -> Callable[[str], nn.Module]:
 @pytest.fixture(scope="module")
 def alex(shared_weights: Path) -> GrayLPIPS:
     return GrayLPIPS("alex", shared_weights)
+
+
+@pytest.fixture
+def network(shared_weights: Path) -> Callable[[str], GrayLPIPS]:
+    """A network by name; vgg with a random trunk, as its own is 500 MB."""
+    return lambda name: _any(name, shared_weights)
+
+
+@pytest.fixture
+def reduced(shared_weights: Path) -> Callable[[str, str], GrayLPIPS]:
+    """The same in reduced precision."""
+    return lambda name, precision: _any(name, shared_weights, precision)
+
+
+def _any(name: str, folder: Path, precision: str = "float32") -> GrayLPIPS:
+    if name != "vgg":
+        return GrayLPIPS(name, folder, precision=precision)
+    torch.manual_seed(0)
+    trunk = tuple(torchvision.models.vgg16(weights=None).features.parameters())
+    heads = medqa.weights._load_heads("vgg")
+    return GrayLPIPS("vgg", Weights("vgg", "0", trunk, heads, ""), precision=precision)
 
 
 def _pair(rows: int, columns: int, noise: float = 0.1) -> tuple[Tensor, Tensor]:
@@ -204,7 +228,7 @@ def test_map_is_where_the_damage_is_and_its_mean_is_the_distance(
     one, _ = _pair(256, 256)
     other = one.clone()
     other[:, :, 32:64, 160:200] = 0.5
-    maps = network.distance_map(one, other)
+    maps = network.compare(one, other).map()
     assert maps.shape == one.shape
     assert (maps >= 0).all()
     # Upsampling weighs tap pixels at the border and inside a little differently.
@@ -222,7 +246,7 @@ def test_reference_features_serve_many_candidates(alex: GrayLPIPS) -> None:
     for index in range(2):
         candidate = other[index : index + 1]
         torch.testing.assert_close(
-            alex.distance(kept, alex.features(candidate)), alex(one[:1], candidate)
+            alex.differences(kept, candidate).distance(), alex(one[:1], candidate)
         )
 
 
@@ -263,18 +287,161 @@ def test_wrong_images_are_refused() -> None:
             network(bad, bad)
     with pytest.raises(PixelError, match="different shapes"):
         network(good, torch.rand(1, 1, 64, 65))
-    with pytest.raises(PixelError, match="different sizes"):
-        network.distance(network.features(good), network.features(torch.rand(1, 1, 64, 65)))
+    with pytest.raises(PixelError, match="of the same size"):
+        network.differences(network.features(good), torch.rand(1, 1, 64, 65))
     with pytest.raises(UsageError, match="no such network"):
         GrayLPIPS("resnet")
 
 
-@pytest.mark.parametrize(("backbone", "side"), [("gray", 31), ("alex", 31), ("squeeze", 17)])
-def test_smallest_side_is_the_smallest_that_works(
-    shared_weights: Path, backbone: str, side: int
+@pytest.mark.parametrize("backbone", ["gray", "alex", "squeeze"])
+@pytest.mark.parametrize("size", [(16, 16), (16, 40), (30, 31), (24, 100)])
+def test_small_images_are_continued_by_reflection(
+    shared_weights: Path, backbone: str, size: tuple[int, int]
 ) -> None:
     network = GrayLPIPS(backbone, shared_weights)
-    one, other = _pair(side, side)
-    assert torch.isfinite(network(one, other)).all()
-    with pytest.raises(PixelError, match="smaller than"):
-        network(*_pair(side - 1, side))
+    one, other = _pair(*size)
+    missing = [max(0, BACKBONES[backbone].smallest_side - n) for n in size]
+    widths = [(0, 0), (0, 0), *((n // 2, n - n // 2) for n in missing)]
+    padded = [torch.from_numpy(np.pad(x.numpy(), widths, mode="reflect")) for x in (one, other)]
+    torch.testing.assert_close(network(one, other), network(*padded))
+    found = network.compare(one, other).map()
+    top, left = (low for low, _ in widths[2:])
+    expected = network.compare(*padded).map()
+    torch.testing.assert_close(found, expected[:, :, top : top + size[0], left : left + size[1]])
+    kept = network.features(one)
+    torch.testing.assert_close(network.differences(kept, other).map(), found)
+
+
+def test_images_below_the_smallest_side_are_refused() -> None:
+    with pytest.raises(PixelError, match="smaller than 16"):
+        GrayLPIPS()(*_pair(15, 400))
+
+
+@pytest.mark.parametrize("backbone", ["gray", "alex", "squeeze", "vgg"])
+@pytest.mark.parametrize("size", [(500, 413), (129, 1000)])
+def test_tiles_equal_the_whole(
+    network: Callable[[str], GrayLPIPS],
+    monkeypatch: pytest.MonkeyPatch,
+    backbone: str,
+    size: tuple[int, int],
+) -> None:
+    measure = network(backbone)
+    one, other = _pair(*size)
+    whole = measure.compare(one, other)
+    side = 2 * measure._halo + 70
+    monkeypatch.setattr(medqa.lpips, "_LARGEST_RUN", {"cpu": measure._bytes(side, side)})
+    assert measure._tile_side(*size) < 80
+    tiled = measure.compare(one, other)
+    torch.testing.assert_close(tiled.distance(), whole.distance(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(tiled.map(), whole.map(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("backbone", ["gray", "alex", "squeeze", "vgg"])
+@pytest.mark.parametrize("size", [(31, 47), (64, 64), (100, 177)])
+def test_views_and_positions_are_those_of_the_network(
+    network: Callable[[str], GrayLPIPS], backbone: str, size: tuple[int, int]
+) -> None:
+    # Against the network itself: sizes of its taps, and which pixels reach a position.
+    measure = network(backbone).double()
+    image = torch.rand(1, 1, *size, dtype=torch.float64, requires_grad=True)
+    taps = measure.encode(image)
+    counts = zip(*(positions(measure.stages, n) for n in size), strict=True)
+    assert [tuple(tap.shape[2:]) for tap in taps] == list(counts)
+    for tap, view in zip(taps, measure._views, strict=True):
+        at = tap.shape[3] // 2
+        (gradient,) = torch.autograd.grad(
+            tap[0, :, tap.shape[2] // 2, at].square().sum() + 0 * image.sum(),
+            image,
+            retain_graph=True,
+        )
+        reached = gradient[0, 0].abs().sum(dim=0).nonzero().flatten()
+        if len(reached):
+            assert int(reached[0]) >= at * view.stride + view.first
+            assert int(reached[-1]) <= at * view.stride + view.last
+
+
+def test_identical_pairs_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = GrayLPIPS()
+    one, other = _pair(64, 64)
+    mixed = torch.stack([one[0], other[1]])
+    expected = [0.0, float(network(one[1:], other[1:]))]
+    seen: list[int] = []
+    encode = network.encode
+
+    def counted(images: Tensor) -> tuple[Tensor, ...]:
+        seen.append(len(images))
+        return encode(images)
+
+    monkeypatch.setattr(network, "encode", counted)
+    assert network(one, mixed).tolist() == pytest.approx(expected)
+    assert seen == [2]
+    nothing = network.compare(one, one)
+    assert seen == [2]
+    assert nothing.distance().tolist() == [0.0, 0.0]
+    assert nothing.map().shape == one.shape
+
+
+def test_little_memory_splits_the_batch(alex: GrayLPIPS, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = (torch.cat([x] * 3) for x in _pair(80, 96))
+    whole = alex(one, other)
+    monkeypatch.setattr(medqa.lpips, "_LARGEST_RUN", {"cpu": alex._bytes(80, 96)})
+    torch.testing.assert_close(alex(one, other), whole, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_same_input_same_bits(precision: str) -> None:
+    one, other = _pair(128, 160)
+    network = GrayLPIPS(precision=precision)
+    first = network.compare(one, other)
+    again = GrayLPIPS(precision=precision).compare(one, other)
+    assert torch.equal(first.distance(), again.distance())
+    assert torch.equal(first.map(), again.map())
+
+
+@pytest.mark.parametrize("backbone", ["gray", "alex", "squeeze", "vgg"])
+@pytest.mark.parametrize(("precision", "error"), [("bfloat16", 0.1), ("float16", 0.02)])
+@pytest.mark.parametrize("noise", [0.1, 0.01, 0.001, 0.0001])
+def test_reduced_precision_keeps_faint_damage(
+    network: Callable[[str], GrayLPIPS],
+    reduced: Callable[[str, str], GrayLPIPS],
+    backbone: str,
+    precision: str,
+    error: float,
+    noise: float,
+) -> None:
+    # Run on each image by itself in bfloat16, the faintest of these would be 400 times too large.
+    one, other = (
+        F.interpolate(x, scale_factor=4, mode="bicubic").clamp(0, 1) for x in _pair(24, 30, noise)
+    )
+    expected = network(backbone).double()(one.double(), other.double())
+    measure = reduced(backbone, precision)
+    torch.testing.assert_close(measure(one, other).double(), expected, rtol=error, atol=0)
+    kept = measure.features(one)
+    torch.testing.assert_close(measure.differences(kept, other).distance(), measure(one, other))
+
+
+def test_reduced_precision_gives_no_gradients() -> None:
+    one, other = _pair(64, 64)
+    with pytest.raises(UsageError, match="gives no gradients"):
+        GrayLPIPS(precision="bfloat16")(one, other.requires_grad_())
+    with pytest.raises(UsageError, match="no such precision"):
+        GrayLPIPS(precision="int8")
+
+
+def test_unknown_devices_are_refused() -> None:
+    with pytest.raises(UsageError, match="no such device"):
+        GrayLPIPS(device="cuda:99")
+    with pytest.raises(UsageError, match="no such device"):
+        GrayLPIPS(device="toaster")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize(
+    ("precision", "error"), [("float32", 1e-4), ("float16", 0.02), ("bfloat16", 0.1)]
+)
+def test_accelerator_agrees_with_the_processor(precision: str, error: float) -> None:
+    one, other = _pair(200, 231)
+    expected = GrayLPIPS()(one, other)
+    found = GrayLPIPS(precision=precision, device="cuda")(one, other)
+    assert found.device.type == "cuda"
+    torch.testing.assert_close(found.cpu(), expected, rtol=error, atol=0)

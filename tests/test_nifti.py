@@ -9,8 +9,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
+import medqa.image
 from medqa.errors import ReadError
-from medqa.image import Image
+from medqa.image import Image, Slices
 from medqa.nifti import read_nifti
 from medqa.reader import read
 
@@ -183,6 +184,58 @@ def test_truncated(shared_data: Path, tmp_path: Path, name: str, share: float) -
     path.write_bytes(data[: int(share * len(data))])
     with pytest.raises(ReadError):
         read(path)
+
+
+def _oblique(code: str) -> np.ndarray:
+    return nib.orientations.inv_ornt_aff(nib.orientations.axcodes2ornt(code), (5, 6, 7)) @ np.diag(
+        [2.0, 3, 4, 1]
+    )
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.img"])
+@pytest.mark.parametrize("code", ["LPS", "RAS", "LAI", "SPL", "PIR"])
+@pytest.mark.parametrize(("slope", "dtype"), [(1, "<i2"), (0.37, ">i2"), (1, "<f8")])
+def test_slices_on_demand_are_the_array_that_would_be_kept(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    code: str,
+    slope: float,
+    dtype: str,
+) -> None:
+    data = np.random.default_rng(8).integers(-999, 999, (5, 6, 7, 2)).astype(dtype)
+    kind = nib.Nifti1Pair if name == "a.img" else nib.Nifti1Image
+    header = kind.header_class(endianness=dtype[0])
+    header.set_data_dtype(np.dtype(dtype))
+    image = kind(data, _oblique(code), header)
+    image.header.set_slope_inter(slope, 3 if slope != 1 else 0)
+    nib.save(image, tmp_path / name)
+    kept = read(tmp_path / name)
+    monkeypatch.setattr(medqa.image, "KEPT_BYTES", 0)
+    streamed = read(tmp_path / name)
+    assert isinstance(kept.pixels, np.ndarray)
+    assert isinstance(streamed.pixels, Slices)
+    assert streamed.survey == kept.survey
+    assert streamed.pixels.dtype == (np.int16 if (slope, dtype) == (1, "<i2") else np.float32)
+    np.testing.assert_array_equal(np.asarray(streamed.pixels), kept.pixels)
+    assert (streamed.volumes, streamed.file_sha256) == (2, kept.file_sha256)
+    expected = np.sort(np.asanyarray(nib.load(tmp_path / name).dataobj), axis=None)
+    np.testing.assert_allclose(np.sort(kept.pixels, axis=None), expected, rtol=1e-6)
+
+
+def test_a_file_that_changes_after_it_was_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(medqa.image, "KEPT_BYTES", 0)
+    data = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
+    nib.save(nib.Nifti1Image(data, np.eye(4)), tmp_path / "a.nii")
+    pixels = read(tmp_path / "a.nii").pixels
+    assert len(pixels[:]) == 5
+    whole = (tmp_path / "a.nii").read_bytes()
+    for content in (whole[:-1] + b"\1", whole[:-1], b""):
+        (tmp_path / "a.nii").write_bytes(content)
+        with pytest.raises(ReadError, match="changed while it was being compared"):
+            pixels[:]
 
 
 def test_a_header_that_claims_too_much_is_refused_before_decoding(tmp_path: Path) -> None:

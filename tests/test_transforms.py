@@ -9,10 +9,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+import medqa.image
 from medqa import thresholds
 from medqa.errors import MismatchError, PixelError
-from medqa.image import Image, VoiLut, Window
-from medqa.transforms import check_pixels, displays, match, same_grid
+from medqa.image import Image, VoiLut, Window, gather
+from medqa.transforms import _percentiles, check_pixels, displays, match, same_grid
 
 _VALUES = np.arange(-1200, 3000, dtype=np.int16).reshape(1, 60, 70)
 
@@ -71,6 +72,41 @@ def test_mr_takes_the_percentiles_of_the_reference_for_both() -> None:
     # A shift of the candidate stays a shift: it is not scaled away.
     middle = (one > 0.05) & (one < 0.8)
     np.testing.assert_allclose((other - one)[middle], 50 / (high - low), atol=1e-5)
+
+
+_GENERATOR = np.random.default_rng(3)
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        _GENERATOR.integers(-30000, 30000, (3, 40, 50)).astype(np.int16),
+        _GENERATOR.integers(0, 4, (3, 40, 50)).astype(np.uint8),  # ties
+        _GENERATOR.integers(0, 2**31, (3, 40, 50)).astype(np.uint32),
+        _GENERATOR.normal(0, 100, (3, 40, 50)).astype(np.float32),
+        _GENERATOR.normal(0, 1, (3, 40, 50)).round().astype(np.float32),  # ties, and -0.0
+        _GENERATOR.normal(0, 1e-3, (3, 40, 50)),
+        _GENERATOR.normal(0, 1, (2, 3, 5)).astype(">f4"),
+        np.array([[[-1.5, 2.0]]], np.float32),
+    ],
+    ids=lambda pixels: f"{pixels.dtype.str}-{pixels.size}",
+)
+@pytest.mark.parametrize("budget", [None, 0])
+def test_percentiles_are_numpys(
+    pixels: NDArray[np.generic], budget: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if budget is not None:
+        monkeypatch.setattr(medqa.image, "KEPT_BYTES", budget)
+    image = Image(gather(pixels.__getitem__, len(pixels), "scan"))
+    for shares in ((0, 100), (0.5, 99.5), (12.3, 77.7), (33, 66)):
+        low, high = np.percentile(pixels.astype(np.float64), shares)
+        if low < high:
+            assert _percentiles(image, *shares) == pytest.approx((low, high), rel=1e-12)
+
+
+def test_percentiles_of_nan_are_refused() -> None:
+    with pytest.raises(PixelError, match="1 pixel values are NaN"):
+        displays(thresholds.load("mr"), Image(np.array([[[np.nan, 1.0, 2.0]]])))
 
 
 def test_ultrasound_takes_the_stored_range() -> None:
