@@ -17,19 +17,26 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PrivateAttr
 from medqa.errors import NotAssessableError
 
 __all__ = [
+    "MEASURE_WORDS",
     "VERDICT_WORDS",
     "AnnotationScore",
     "Assessment",
+    "Better",
     "ClinicalSuitability",
     "ComponentScore",
+    "CompositeScore",
     "Evidence",
+    "GateScore",
     "ImageInput",
     "Inputs",
     "Job",
     "Level",
     "Limit",
+    "MeasureScore",
     "MetricRef",
     "PathologyScore",
+    "PlaneScore",
+    "PlanesScore",
     "ProfileRef",
     "Reason",
     "RegionInput",
@@ -50,6 +57,22 @@ VERDICT_WORDS: dict[Verdict, tuple[str, str, str]] = {
     "expert_review": ("!", "Expert review", "an expert must decide before it is read"),
     "unsuitable": ("✗", "Unsuitable", "must not be read for diagnosis or screening"),
     "not_assessable": ("?", "Not assessable", "no statement can be made about this image"),
+}
+Better = Literal["higher", "lower"]
+#: The companion measures by their name in a record: in plain words, and which is better.
+MEASURE_WORDS: dict[str, tuple[str, Better]] = {
+    "psnr_db": ("peak signal-to-noise ratio in dB", "higher"),
+    "ssim": ("structural similarity", "higher"),
+    "ms_ssim": ("structural similarity over five scales", "higher"),
+    "vif": ("visual information kept", "higher"),
+    "haarpsi": ("likeness of fine edges", "higher"),
+    "fsim": ("likeness of features", "higher"),
+    "gmsd": ("unevenness of the damage to edges", "lower"),
+    "dists": ("difference in structure and texture", "lower"),
+    "nmse": ("error relative to the reference", "lower"),
+    "mutual_information": ("information shared, in bits", "higher"),
+    "edge_fidelity": ("edges kept", "higher"),
+    "texture_fidelity": ("texture kept", "higher"),
 }
 Distance = Annotated[float, Field(ge=0.0, description="LPIPS; 0 is identical, lower is better")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -145,14 +168,21 @@ class MetricRef(_Record):
     region_relative_error: float | None = Field(
         None, description="the same of a region's distance, which is less certain"
     )
+    precision: str = "float32"
+    """What the network computed in."""
+    device: str = "cpu"
+    """Kind of processor that it ran on."""
 
 
 class Limit(_Record):
     """One threshold, with where it comes from."""
 
     name: str
-    """`diagnostic`, `screening`, `pathology` or `annotation`."""
-    value: Distance
+    """`diagnostic`, `screening`, `pathology` or `annotation`; of a companion measure
+    `edge_fidelity diagnostic` and the like."""
+    value: float
+    bound: Literal["at_most", "at_least"] = "at_most"
+    """On which side of it a value passes; the limit itself passes."""
     unit: str
     """Unit of the value."""
     source: str
@@ -161,6 +191,55 @@ class Limit(_Record):
     """When it was set, as year-month-day."""
     status: Literal["published", "calibrated", "provisional"]
     """What it rests on: a study, readings at a site, or neither."""
+
+
+class GateScore(_Record):
+    """A companion measure that the verdict rests on too."""
+
+    measure: str
+    """Its name, such as `edge_fidelity`."""
+    value: float | None
+    """As aggregated; None where the measure is undefined on every slice."""
+    slice: int | None
+    """The slice where it is worst."""
+    window: str | None
+    """The display where it is worst."""
+    diagnostic: bool
+    """Whether it meets the diagnostic limit."""
+    screening: bool
+    """Whether it meets the screening limit."""
+
+
+class CompositeScore(_Record):
+    """Several measures as one number, for people who ask for one. No verdict rests on it."""
+
+    value: float = Field(ge=0.0, le=1.0, description="1 is best")
+    words: str
+    """`excellent`, `very good`, `good`, `acceptable`, `poor` or `very poor`."""
+    parts: Mapping[str, float]
+    """The weight of each measure in it; they sum to 1."""
+    alert: Literal["none", "warning", "critical"]
+    """`warning` for a value below 0.6 or an LPIPS distance above 0.3, `critical` for a value below
+    0.4 or a distance above 0.5, else `none`."""
+
+
+class PlaneScore(_Record):
+    """A volume cut in an anatomical plane, under the display where it fares worst."""
+
+    plane: Literal["axial", "coronal", "sagittal"]
+    lpips: Distance
+    slices: int = Field(gt=0)
+    """How many slices were compared."""
+    window: str
+    """Name of that display."""
+
+
+class PlanesScore(_Record):
+    """A volume compared in all three planes (2.5D)."""
+
+    planes: tuple[PlaneScore, ...]
+    mean: Distance = Field(description="of the three")
+    stride: int = Field(ge=1, description="every how many slices were compared")
 
 
 class WindowScore(_Record):
@@ -244,6 +323,18 @@ class RegionScore:
 
 
 @dataclass(frozen=True)
+class MeasureScore:
+    """A companion measure as aggregated, and where it is worst; None where undefined.
+
+    An infinite `value` (``psnr_db`` of identical images) is infinite here and None in the record.
+    """
+
+    value: float | None
+    slice: int | None = None
+    window: str | None = None
+
+
+@dataclass(frozen=True)
 class Scores:
     """Everything that was measured, before anything is judged.
 
@@ -261,8 +352,8 @@ class Scores:
         Share of the pixels of the touched slices that the masks cover; None without a mask.
     masked_lpips
         Distance of both images multiplied by the mask; None without a mask.
-    metrics
-        Companion measures by name; None where infinite.
+    measures
+        Companion measures by name.
     """
 
     windows: tuple[WindowScore, ...]
@@ -273,7 +364,7 @@ class Scores:
     annotations: tuple[RegionScore, ...] = ()
     coverage: float | None = None
     masked_lpips: float | None = None
-    metrics: Mapping[str, float | None] = field(default_factory=dict)
+    measures: Mapping[str, MeasureScore] = field(default_factory=dict)
 
 
 class ClinicalSuitability(_Record):
@@ -313,6 +404,8 @@ class Evidence:
         (rows, columns) float32 in [0, 1], as displayed.
     distance_map
         (rows, columns) float32, at least 0.
+    edge_map, texture_map
+        (rows, columns) float32: where edges and texture were lost (`medqa.metrics`).
     lpips
         Distance of this slice under this display.
     regions
@@ -324,6 +417,8 @@ class Evidence:
     reference: NDArray[np.float32]
     candidate: NDArray[np.float32]
     distance_map: NDArray[np.float32]
+    edge_map: NDArray[np.float32]
+    texture_map: NDArray[np.float32]
     lpips: float
     regions: tuple[tuple[str, str, NDArray[np.bool_]], ...] = ()
 
@@ -361,8 +456,18 @@ class Assessment(_Record):
     """What follows for the reader."""
     metrics: Mapping[str, float | None] = Field(
         default_factory=dict,
-        description="companion measures; None where infinite (psnr_db of identical images)",
+        description="companion measures, slices aggregated, the worst display; None where "
+        "infinite (psnr_db of identical images) or undefined",
     )
+    not_measured: Mapping[str, str] = Field(
+        default_factory=dict, description="measures that could not run, and why"
+    )
+    gates: tuple[GateScore, ...] = ()
+    """Companion measures that the verdict rests on too."""
+    composite: CompositeScore | None = None
+    """Several measures as one number; no verdict rests on it."""
+    planes: PlanesScore | None = None
+    """The three anatomical planes, where they were asked for."""
     verdict: Verdict
     """What the image may be used for."""
     reasons: tuple[Reason, ...]
@@ -407,8 +512,13 @@ class Job:
         Name or path of a thresholds profile; None takes the one of the reference's modality.
     backbone
         Network to measure with.
+    precision, device
+        What the network computes in (``float32``, ``bfloat16``, ``float16``), and where: a torch
+        device, or ``auto`` for an accelerator where there is one.
     resample
         Bring a candidate on another grid to the reference's, where its geometry is known.
+    plane_stride
+        Compare a volume in all three anatomical planes, every so many slices; None does not.
     origin, correlation_id
         Who asked, and the host's own id for it; both are recorded.
     """
@@ -419,7 +529,10 @@ class Job:
     annotations: tuple[str, ...] = ()
     profile: str | None = None
     backbone: str = "gray"
+    precision: str = "float32"
+    device: str = "auto"
     resample: bool = False
+    plane_stride: int | None = None
     origin: str | None = None
     correlation_id: str | None = None
 

@@ -60,6 +60,14 @@ class BackboneName(StrEnum):
     vgg = "vgg"
 
 
+class PrecisionName(StrEnum):
+    """What a network computes in; checked before torch is loaded."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
 class LevelName(StrEnum):
     """What the image is wanted for."""
 
@@ -143,6 +151,18 @@ def assess(
         typer.Option(metavar="NAME|FILE", help="Thresholds; by default those of the modality."),
     ] = None,
     backbone: Annotated[BackboneName, typer.Option(help="Network.")] = BackboneName.gray,
+    precision: Annotated[
+        PrecisionName, typer.Option(help="What the network computes in.")
+    ] = PrecisionName.float32,
+    device: Annotated[
+        str, typer.Option(metavar="auto|cpu|cuda", help="Where the network runs.")
+    ] = "auto",
+    planes: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Compare a volume in all three planes too, every N slices."
+        ),
+    ] = None,
     require: Annotated[
         LevelName, typer.Option(help="Level that exit code 0 stands for.")
     ] = LevelName.diagnostic,
@@ -166,7 +186,7 @@ def assess(
     """
     from medqa.assessment import Job
     from medqa.audit import Store
-    from medqa.lpips import GrayLPIPS
+    from medqa.lpips import GrayLPIPS, choose_device
     from medqa.report import prepare_folder, write
 
     job = Job(
@@ -176,14 +196,19 @@ def assess(
         annotations=tuple(annotations or ()),
         profile=profile,
         backbone=backbone.value,
+        precision=precision.value,
+        device=device,
         resample=resample,
+        plane_stride=planes,
         origin="medqa assess",
     )
     # Whatever can be refused is refused before the work, not after it.
     if out is not None:
         prepare_folder(out)
     with nullcontext() if no_record else Store.open(db) as store:
-        network = GrayLPIPS(backbone.value, weights)
+        network = GrayLPIPS(
+            backbone.value, weights, precision=precision.value, device=choose_device(device)
+        )
         assessment = _run(job, store, network)
         where = None if store is None else store.url_for_people
     report = None if out is None else write(assessment, out)

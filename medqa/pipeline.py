@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -24,16 +25,16 @@ from medqa.assessment import (
     RegionInput,
 )
 from medqa.audit import Store, pseudonym
-from medqa.errors import NotAssessableError, RegionError
+from medqa.errors import NotAssessableError, ProfileError, RegionError
 from medqa.image import Image, Region
-from medqa.lpips import GrayLPIPS
+from medqa.lpips import SMALLEST_SIDE, GrayLPIPS, choose_device
+from medqa.metrics import composite, unavailable
 from medqa.reader import read, source_digest
 from medqa.regions import mask_regions, read_annotations, read_mask
-from medqa.scoring import evidence, score
+from medqa.scoring import evidence, score, score_planes
 from medqa.thresholds import Profile, check_backbone, check_modality, for_modality, load
 from medqa.transforms import check_pixels, displays, match
 from medqa.verdict import judge
-from medqa.weights import BACKBONES
 
 __all__ = ["Progress", "assess", "run"]
 
@@ -63,6 +64,7 @@ def assess(
     profile: str | Profile | None = None,
     backbone: str | GrayLPIPS = "gray",
     resample: bool = False,
+    plane_stride: int | None = None,
     progress: Progress | None = None,
 ) -> Assessment:
     """Compare a candidate with its reference and judge it.
@@ -83,6 +85,8 @@ def assess(
         Name of the network, or a network to use again.
     resample
         Bring a candidate on another grid to the reference's; a profile may allow this too.
+    plane_stride
+        Compare a volume in all three anatomical planes too, every so many slices.
     progress
         Called with the slices done and their number.
 
@@ -105,6 +109,7 @@ def assess(
         _as_sequence(mask),
         _as_sequence(annotations),
         resample,
+        plane_stride,
         progress,
     )
 
@@ -132,7 +137,9 @@ def run(
     UsageError
         The profile, the weights or the store cannot be used: nothing was judged or recorded.
     """
-    network = network or GrayLPIPS(job.backbone)
+    network = network or GrayLPIPS(
+        job.backbone, precision=job.precision, device=choose_device(job.device)
+    )
     named = None if job.profile is None else load(job.profile)
     key = None if store is None else store.key
     context = _Context(named, network, key, job.origin, job.correlation_id)
@@ -152,6 +159,7 @@ def run(
             job.masks,
             job.annotations,
             job.resample,
+            job.plane_stride,
             progress,
         )
     if store is not None:
@@ -167,15 +175,17 @@ def _assess(
     masks: Sequence[PathLike | NDArray[Any]],
     annotations: Sequence[PathLike],
     resample: bool,
+    plane_stride: int | None,
     progress: Progress | None,
 ) -> Assessment:
     network, weights = context.network, context.network.weights
     check_modality(profile, reference.modality)
     check_backbone(profile, weights.backbone, weights.version, weights.relative_error)
+    measures, not_measured = _measures(profile)
     region_inputs: list[RegionInput] = []
     try:
         for image in (reference, candidate):
-            check_pixels(image, BACKBONES[weights.backbone].smallest_side)
+            check_pixels(image, SMALLEST_SIDE)
         moved = match(reference, candidate, resample=resample or profile.geometry.resample)
         regions = list(_regions(reference, masks, annotations, region_inputs))
         shown = displays(profile, reference)
@@ -193,12 +203,24 @@ def _assess(
             moved,
             shown,
             regions,
+            measures=measures,
             aggregate=profile.aggregate.slices,
             progress=advance,
         )
+        in_planes = None
+        if plane_stride is not None:
+            in_planes = score_planes(
+                network,
+                reference,
+                moved,
+                shown,
+                stride=plane_stride,
+                aggregate=profile.aggregate.slices,
+            )
         metric = _metric(context)
         judgement = judge(scores, profile, metric.relative_error, metric.region_relative_error)
-        pictures = evidence(network, reference, moved, shown, scores, regions)
+        gated = [gate.measure for gate in profile.measures.gates]
+        pictures = evidence(network, reference, moved, shown, scores, regions, gated)
     except NotAssessableError as error:
         return _refused(context, error, reference, candidate, tuple(region_inputs))
     assessment = Assessment(
@@ -218,7 +240,13 @@ def _assess(
         pathology_preservation=judgement.pathology,
         annotation_preservation=judgement.annotations,
         clinical_suitability=judgement.suitability,
-        metrics=scores.metrics,
+        metrics={name: _finite(one.value) for name, one in scores.measures.items()},
+        not_measured=not_measured,
+        gates=judgement.gates,
+        composite=composite(
+            scores.base_lpips, {name: one.value for name, one in scores.measures.items()}
+        ),
+        planes=in_planes,
         verdict=judgement.verdict,
         reasons=judgement.reasons,
         origin=context.origin,
@@ -307,6 +335,32 @@ def _regions(
         yield from found
 
 
+def _measures(profile: Profile) -> tuple[list[str], dict[str, str]]:
+    """Companion measures that can run here, and why others cannot.
+
+    Raises
+    ------
+    ProfileError
+        One that cannot run decides.
+    """
+    run, missing = [], {}
+    for name in profile.measures.run:
+        if error := unavailable(name):
+            missing[name] = f"{error.reason}; {error.mend}"
+        else:
+            run.append(name)
+    for gate in profile.measures.gates:
+        if reason := missing.get(gate.measure):
+            raise ProfileError(
+                profile.source, f"{gate.measure} decides, but {reason}", "or use another profile"
+            )
+    return run, missing
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
 def _metric(context: _Context) -> MetricRef:
     weights, profile = context.network.weights, context.profile
     own = profile is not None and profile.metric.backbone == weights.backbone
@@ -316,6 +370,8 @@ def _metric(context: _Context) -> MetricRef:
         weights_sha256=weights.sha256,
         relative_error=None if own else weights.relative_error,
         region_relative_error=None if own else weights.region_relative_error,
+        precision=str(context.network.dtype).removeprefix("torch."),
+        device=context.network.device.type,
     )
 
 

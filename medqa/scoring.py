@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from medqa.assessment import Evidence, RegionScore, Scores, SliceScore, WindowScore
+from medqa.assessment import (
+    MEASURE_WORDS,
+    Evidence,
+    MeasureScore,
+    PlaneScore,
+    PlanesScore,
+    RegionScore,
+    Scores,
+    SliceScore,
+    WindowScore,
+)
 from medqa.image import Image, Region
 from medqa.lpips import GrayLPIPS
 from medqa.metrics import MEASURES
+from medqa.metrics.bands import Bands
+from medqa.planes import planes
 from medqa.transforms import Display
 
-__all__ = ["AGGREGATES", "evidence", "score"]
+__all__ = ["AGGREGATES", "evidence", "score", "score_planes"]
 
 AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
     # Linear interpolation between the two nearest slices (NumPy's default).
@@ -25,7 +39,7 @@ AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
     "mean": lambda values: float(np.mean(values)),
 }
 
-# Pixels encoded at a time: eight slices of 512 x 512.
+# Pixels shown at a time: eight slices of 512 x 512.
 _BATCH_PIXELS = 8 * 512 * 512
 # Slices to look at: the worst ones, and the worst of as many regions.
 _WORST_SLICES = 3
@@ -41,6 +55,15 @@ class _Found:
     window: str
 
 
+@dataclass(frozen=True)
+class _Shown:
+    """Slices of both images, (N, 1, rows, columns) in [0, 1], under one display."""
+
+    display: Display
+    reference: Tensor
+    candidate: Tensor
+
+
 @torch.inference_mode()
 def score(
     network: GrayLPIPS,
@@ -49,6 +72,7 @@ def score(
     displays: Sequence[Display],
     regions: Sequence[Region] = (),
     *,
+    measures: Sequence[str] = (),
     aggregate: str = "p95",
     progress: Callable[[int], object] = lambda _slices: None,
 ) -> Scores:
@@ -65,6 +89,8 @@ def score(
     regions
         On the grid of the images. A region's distance is the mean of the distance map inside it,
         so that its surroundings stay real; over slices and displays, its worst.
+    measures
+        Companion measures that run, keys of `medqa.metrics.MEASURES`.
     aggregate
         How slices make the image's distance, a key of `AGGREGATES`.
     progress
@@ -73,29 +99,30 @@ def score(
     slices = range(reference.shape[0])
     pathology = [region for region in regions if region.kind == "pathology"]
     distances: dict[str, list[float]] = {display.name: [] for display in displays}
-    measures: dict[str, list[float]] = {name: [] for name in MEASURES}
+    companions: dict[str, dict[str, list[float]]] = {
+        name: {display.name: [] for display in displays} for name in measures
+    }
     masked: list[float] = []
     found: list[list[_Found]] = [[] for _ in regions]
 
-    for batch in _batches(slices, reference.shape):
-        for display in displays:
-            one, other = display(reference.pixels[batch], candidate.pixels[batch])
-            features = network.features(one), network.features(other)
-            distances[display.name] += network.distance(*features).tolist()
-            for name, measure in MEASURES.items():
-                measures[name] += measure.function(one, other).tolist()
+    for batch, views in _ahead(reference, candidate, displays, pin=network.device.type == "cuda"):
+        for view in views:
+            window = view.display.name
+            differences = network.compare(view.reference, view.candidate)
+            distances[window] += differences.distance().tolist()
+            for name, values in _measure(measures, view.reference, view.candidate):
+                companions[name][window] += values
             if any(_shared(region, batch) for region in regions):
-                maps = network.map(*features)[:, 0].numpy()
+                maps = differences.map()[:, 0].cpu().numpy()
                 for region, places in zip(regions, found, strict=True):
-                    places += _inside(region, maps, batch, display.name)
+                    places += _inside(region, maps, batch, window)
             for index in slices[batch]:
                 mask = _union(pathology, index, reference.shape)
                 if mask.any():
-                    at = index - batch.start
+                    at = slice(index - batch.start, index - batch.start + 1)
                     inside = torch.from_numpy(mask)[None, None]
-                    masked.append(
-                        float(network(one[at : at + 1] * inside, other[at : at + 1] * inside))
-                    )
+                    both = view.reference[at] * inside, view.candidate[at] * inside
+                    masked.append(float(network(*both)))
         progress(len(slices[batch]))
 
     windows = tuple(
@@ -121,8 +148,39 @@ def score(
         ),
         coverage=_coverage(pathology, reference.shape) if pathology else None,
         masked_lpips=max(masked) if masked else None,
-        metrics={name: _finite(min(values)) for name, values in measures.items()},
+        measures={
+            name: _measure_score(name, by_window, aggregate)
+            for name, by_window in companions.items()
+        },
     )
+
+
+@torch.inference_mode()
+def score_planes(
+    network: GrayLPIPS,
+    reference: Image,
+    candidate: Image,
+    displays: Sequence[Display],
+    *,
+    stride: int,
+    aggregate: str = "p95",
+) -> PlanesScore:
+    """Measure a volume in all three anatomical planes, every `stride` slices.
+
+    Raises
+    ------
+    MismatchError
+        It is no volume of known spacing.
+    """
+    scores = []
+    for plane, (one, other) in planes(reference, candidate, stride).items():
+        scored = score(network, one, other, displays, aggregate=aggregate)
+        worst = max(scored.windows, key=lambda window: window.lpips)
+        scores.append(
+            PlaneScore(plane=plane, lpips=worst.lpips, slices=len(scored.slices), window=worst.name)
+        )
+    mean = float(np.mean([one.lpips for one in scores]))
+    return PlanesScore(planes=tuple(scores), mean=mean, stride=stride)
 
 
 @torch.inference_mode()
@@ -133,8 +191,15 @@ def evidence(
     displays: Sequence[Display],
     scores: Scores,
     regions: Sequence[Region] = (),
+    gated: Sequence[str] = (),
 ) -> tuple[Evidence, ...]:
-    """Return the slices to look at, worst first: of the image, then of the worst regions."""
+    """Return the slices to look at: the image's worst, then the worst of regions and measures.
+
+    Parameters
+    ----------
+    gated
+        Companion measures that decide, whose worst slices are to be looked at.
+    """
     by_name = {display.name: display for display in displays}
     worst_slices = sorted(scores.slices, key=lambda one: -one.lpips)[:_WORST_SLICES]
     worst_regions = sorted((*scores.components, *scores.annotations), key=lambda one: -one.lpips)[
@@ -142,11 +207,17 @@ def evidence(
     ]
     places = [(one.index, one.window) for one in worst_slices]
     places += [(one.slice, one.window) for one in worst_regions]
+    places += [
+        (one.slice, one.window)
+        for name, one in scores.measures.items()
+        if name in gated and one.slice is not None and one.window is not None
+    ]
     shown = []
     for index, window in dict.fromkeys(places):
         batch = slice(index, index + 1)
         one, other = by_name[window](reference.pixels[batch], candidate.pixels[batch])
-        features = network.features(one), network.features(other)
+        differences = network.compare(one, other)
+        bands = Bands(one, other)
         masks = [_union([region], index, reference.shape) for region in regions]
         shown.append(
             Evidence(
@@ -154,8 +225,10 @@ def evidence(
                 window=window,
                 reference=one[0, 0].numpy(),
                 candidate=other[0, 0].numpy(),
-                distance_map=network.map(*features)[0, 0].numpy(),
-                lpips=float(network.distance(*features)),
+                distance_map=differences.map()[0, 0].cpu().numpy(),
+                edge_map=bands.edge_map[0, 0].numpy(),
+                texture_map=bands.texture_map[0, 0].numpy(),
+                lpips=float(differences.distance()),
                 regions=tuple(
                     (region.kind, region.name, mask)
                     for region, mask in zip(regions, masks, strict=True)
@@ -166,10 +239,59 @@ def evidence(
     return tuple(shown)
 
 
-def _batches(slices: range, shape: tuple[int, int, int]) -> Iterator[slice]:
-    step = max(1, _BATCH_PIXELS // (shape[1] * shape[2]))
-    for start in slices[::step]:
-        yield slice(start, min(start + step, len(slices)))
+def _ahead(
+    reference: Image, candidate: Image, displays: Sequence[Display], *, pin: bool
+) -> Iterator[tuple[slice, list[_Shown]]]:
+    """Read and show the next slices while the last ones are compared."""
+
+    def show(batch: slice) -> tuple[slice, list[_Shown]]:
+        one, other = reference.pixels[batch], candidate.pixels[batch]
+        views = [_Shown(display, *display(one, other)) for display in displays]
+        if pin:  # an accelerator fetches them while it computes
+            views = [
+                _Shown(view.display, view.reference.pin_memory(), view.candidate.pin_memory())
+                for view in views
+            ]
+        return batch, views
+
+    step = max(1, _BATCH_PIXELS // (reference.shape[1] * reference.shape[2]))
+    count = reference.shape[0]
+    with ThreadPoolExecutor(1) as reader:
+        coming = None
+        for start in range(0, count, step):
+            ready, coming = coming, reader.submit(show, slice(start, min(start + step, count)))
+            if ready is not None:
+                yield ready.result()
+        if coming is not None:
+            yield coming.result()
+
+
+def _measure(
+    names: Sequence[str], reference: Tensor, candidate: Tensor
+) -> Iterator[tuple[str, list[float]]]:
+    bands = Bands(reference, candidate)  # what edges and texture share is computed once
+    for name in names:
+        shared = {"edge_fidelity", "texture_fidelity"} & {name}
+        found = getattr(bands, name) if shared else MEASURES[name].function(reference, candidate)
+        yield name, found.tolist()
+
+
+def _measure_score(
+    name: str, by_window: Mapping[str, Sequence[float]], aggregate: str
+) -> MeasureScore:
+    """Aggregate towards the bad end, over the slices where the measure is a finite number."""
+    sign = -1.0 if MEASURE_WORDS[name][1] == "higher" else 1.0
+    worst: MeasureScore | None = None
+    for window, values in by_window.items():
+        badness = [(sign * one, index) for index, one in enumerate(values) if math.isfinite(one)]
+        if not badness:
+            continue
+        value = sign * AGGREGATES[aggregate]([one for one, _ in badness])
+        if worst is None or worst.value is None or sign * value > sign * worst.value:
+            worst = MeasureScore(value, max(badness)[1], window)
+    if worst is None and any(math.isinf(one) for values in by_window.values() for one in values):
+        return MeasureScore(math.inf)  # the ratio of a signal to no noise
+    return worst or MeasureScore(None)
 
 
 def _shared(region: Region, batch: slice) -> range:
@@ -227,7 +349,3 @@ def _coverage(pathology: Sequence[Region], shape: tuple[int, int, int]) -> float
 def _slice_score(index: int, distances: dict[str, list[float]]) -> SliceScore:
     window = max(distances, key=lambda name: distances[name][index])
     return SliceScore(index=index, lpips=distances[window][index], window=window)
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -25,12 +25,14 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from medqa.assessment import Limit, ProfileRef
+from medqa.assessment import MEASURE_WORDS, Better, Limit, ProfileRef
 from medqa.errors import ProfileError
 
 __all__ = [
     "DisplayWindow",
     "FullRange",
+    "Gate",
+    "Measures",
     "Percentiles",
     "Profile",
     "Threshold",
@@ -173,6 +175,53 @@ class Limits(_Table):
         return self
 
 
+class Gate(_Table):
+    """A companion measure that decides too: what it must reach, itself included."""
+
+    measure: _Text
+    diagnostic: float
+    screening: float
+    source: _Text
+    date: datetime.date
+    status: Status
+
+    @property
+    def better(self) -> Better:
+        """Which direction passes."""
+        return MEASURE_WORDS[self.measure][1]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Gate:
+        _check_measure(self.measure)
+        strict, loose = self.diagnostic, self.screening
+        if strict < loose if self.better == "higher" else strict > loose:
+            raise ValueError(f"diagnostic ({strict}) must not be looser than screening ({loose})")
+        return self
+
+
+class Measures(_Table):
+    """Which companion measures run, and which of them decide beside the distance."""
+
+    run: tuple[_Text, ...]
+    gates: tuple[Gate, ...] = ()
+
+    @model_validator(mode="after")
+    def _known(self) -> Measures:
+        for name in self.run:
+            _check_measure(name)
+        gated = [gate.measure for gate in self.gates]
+        if len(set(gated)) < len(gated):
+            raise ValueError("two gates are of the same measure")
+        if missing := sorted(set(gated) - set(self.run)):
+            raise ValueError(f"{', '.join(missing)} decides, so run must name it")
+        return self
+
+
+def _check_measure(name: str) -> None:
+    if name not in MEASURE_WORDS:
+        raise ValueError(f"{name} is no measure; choose from {', '.join(MEASURE_WORDS)}")
+
+
 class Profile(_Table):
     """A validated thresholds file; made by `load` and `for_modality` only."""
 
@@ -189,6 +238,7 @@ class Profile(_Table):
     geometry: Geometry
     aggregate: Aggregate
     limits: Limits
+    measures: Measures
 
     # Private, so that a file cannot state them about itself.
     _source: str = PrivateAttr(default="")
@@ -223,8 +273,8 @@ class Profile(_Table):
 
     @property
     def limit_records(self) -> tuple[Limit, ...]:
-        """The limits as they stand in a record: diagnostic, screening, pathology, annotation."""
-        return tuple(
+        """The limits as they stand in a record: of the distance, then of the companions."""
+        distance = [
             Limit(
                 name=name,
                 value=limit.value,
@@ -234,7 +284,21 @@ class Profile(_Table):
                 status=limit.status,
             )
             for name, limit in self.limits
-        )
+        ]
+        companions = [
+            Limit(
+                name=f"{gate.measure} {level}",
+                value=getattr(gate, level),
+                bound="at_least" if gate.better == "higher" else "at_most",
+                unit=gate.measure,
+                source=gate.source,
+                date=gate.date.isoformat(),
+                status=gate.status,
+            )
+            for gate in self.measures.gates
+            for level in ("diagnostic", "screening")
+        ]
+        return (*distance, *companions)
 
 
 def names() -> tuple[str, ...]:

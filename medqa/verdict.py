@@ -1,6 +1,8 @@
 """Scores against the limits of a profile: what the verdict is, and why.
 
-Distances are LPIPS (0 is identical, lower is better). A distance equal to its limit passes.
+Distances are LPIPS (0 is identical, lower is better). Beside them stand the companion measures
+that the profile names as gates, because LPIPS alone does not follow what readers see. A value
+equal to its limit passes.
 """
 
 from __future__ import annotations
@@ -11,9 +13,13 @@ from dataclasses import asdict, dataclass
 from enum import IntEnum
 
 from medqa.assessment import (
+    MEASURE_WORDS,
     AnnotationScore,
     ClinicalSuitability,
     ComponentScore,
+    GateScore,
+    Level,
+    MeasureScore,
     PathologyScore,
     Reason,
     RegionScore,
@@ -21,7 +27,7 @@ from medqa.assessment import (
     Verdict,
 )
 from medqa.errors import PixelError, WeightsError
-from medqa.thresholds import Limits, Profile
+from medqa.thresholds import Gate, Limits, Profile
 
 __all__ = ["Judgement", "judge"]
 
@@ -36,6 +42,8 @@ class Judgement:
         Whether the whole image surely is within the limit.
     pathology, annotations
         The regions, judged; pathology is None without a mask.
+    gates
+        The companion measures that decide, judged.
     suitability
         What follows for the reader.
     verdict
@@ -48,6 +56,7 @@ class Judgement:
     screening_quality: bool
     pathology: PathologyScore | None
     annotations: tuple[AnnotationScore, ...]
+    gates: tuple[GateScore, ...]
     suitability: ClinicalSuitability
     verdict: Verdict
     reasons: tuple[Reason, ...]
@@ -82,6 +91,41 @@ class _Check:
     def passed(self) -> bool:
         return self.outcome is _Outcome.WITHIN
 
+    @property
+    def excess(self) -> float:
+        """How many times the limit: the most damning is the largest."""
+        return self.value / self.limit
+
+
+@dataclass(frozen=True)
+class _GateCheck:
+    """One companion measure held against one limit."""
+
+    gate: Gate
+    level: Level
+    score: MeasureScore
+
+    @property
+    def limit(self) -> float:
+        return self.gate.diagnostic if self.level == "diagnostic" else self.gate.screening
+
+    @property
+    def outcome(self) -> _Outcome:
+        value = self.score.value
+        if value is None:
+            return _Outcome.UNDECIDED
+        met = value >= self.limit if self.gate.better == "higher" else value <= self.limit
+        return _Outcome.WITHIN if met else _Outcome.ABOVE
+
+    @property
+    def passed(self) -> bool:
+        return self.outcome is _Outcome.WITHIN
+
+    @property
+    def excess(self) -> float:
+        """Between the distances: a measure has no zero to count from."""
+        return 1.0
+
 
 def judge(
     scores: Scores,
@@ -96,11 +140,13 @@ def judge(
        a volume against the screening limit: no aggregate may hide a ruined slice.
     3. Hold each component of the pathology against the pathology limit: the worst decides.
     4. Hold each annotation against the annotation limit.
-    5. Derive the suitability. Diagnosis needs the diagnostic limit, no ruined slice, the pathology
-       and all annotations; screening needs the screening limit; an expert must review what is not
-       for diagnosis but for screening, and what the network cannot decide.
-    6. Derive the verdict from the suitability.
-    7. Give a reason for each limit applied, the most damning first.
+    5. Hold each gate's measure against its diagnostic and its screening limit. What is undefined
+       meets neither, and an expert must look.
+    6. Derive the suitability. Diagnosis needs the diagnostic limits of image and gates, no ruined
+       slice, the pathology and all annotations; screening needs the screening limits; an expert
+       must review what is not for diagnosis but for screening, and what cannot be decided.
+    7. Derive the verdict from the suitability.
+    8. Give a reason for each limit applied, the most damning first.
 
     *Guard band.* The limits hold for the profile's network. Another network, of relative error
     ``e``, states that its distance v and the profile's network's distance d obey
@@ -137,7 +183,7 @@ def judge(
             )
 
     # 1. Complete, and numbers.
-    _require_complete(scores)
+    _require_complete(scores, profile)
 
     # 2. Whole image.
     limits = profile.limits
@@ -175,46 +221,77 @@ def judge(
         for one, check in zip(scores.annotations, annotations, strict=True)
     )
 
-    # 5. Suitability.
+    # 5. Gates.
+    gates = [
+        (
+            _GateCheck(gate, "diagnostic", scores.measures[gate.measure]),
+            _GateCheck(gate, "screening", scores.measures[gate.measure]),
+        )
+        for gate in profile.measures.gates
+    ]
+
+    # 6. Suitability.
     regions = components + annotations
-    for_diagnosis = diagnostic.passed and not ruined and all(check.passed for check in regions)
-    for_screening = screening.passed
-    undecided = screening.outcome is _Outcome.UNDECIDED
+    whole: list[tuple[_Check | _GateCheck, _Check | _GateCheck]] = [
+        (diagnostic, screening),
+        *gates,
+    ]
+    for_diagnosis = (
+        all(strict.passed for strict, _ in whole)
+        and not ruined
+        and all(check.passed for check in regions)
+    )
+    for_screening = all(loose.passed for _, loose in whole)
+    possible = all(loose.outcome is not _Outcome.ABOVE for _, loose in whole)
     suitability = ClinicalSuitability(
         suitable_for_diagnosis=for_diagnosis,
         suitable_for_screening=for_screening,
-        requires_expert_review=not for_diagnosis and (for_screening or undecided),
+        requires_expert_review=not for_diagnosis and possible,
     )
 
-    # 6. Verdict.
+    # 7. Verdict.
     verdict: Verdict = "unsuitable"
     if for_diagnosis:
         verdict = "diagnostic"
     elif suitability.requires_expert_review:
         verdict = "expert_review"
 
-    # 7. Reasons. Within diagnostic implies within screening, above screening above diagnostic:
+    # 8. Reasons. Within diagnostic implies within screening, above screening above diagnostic:
     # then one of the two says all.
-    image = [screening, diagnostic]
-    if diagnostic.passed:
-        image = [diagnostic]
-    elif screening.outcome is _Outcome.ABOVE:
-        image = [screening]
-    checks = sorted(
-        [*image, *ruined, *regions], key=lambda one: (one.outcome, -one.value / one.limit)
-    )
+    told: list[_Check | _GateCheck] = [*ruined, *regions]
+    for strict, loose in whole:
+        if strict.passed or (isinstance(strict, _GateCheck) and strict.score.value is None):
+            told.append(strict)
+        elif loose.outcome is _Outcome.ABOVE:
+            told.append(loose)
+        else:
+            told += [loose, strict]
+    told.sort(key=lambda one: (one.outcome, -one.excess))
     return Judgement(
         diagnostic_quality=diagnostic.passed,
         screening_quality=screening.passed,
         pathology=pathology,
         annotations=annotation_scores,
+        gates=tuple(
+            GateScore(
+                measure=strict.gate.measure,
+                value=_finite(strict.score.value),
+                slice=strict.score.slice,
+                window=strict.score.window,
+                diagnostic=strict.passed,
+                screening=loose.passed,
+            )
+            for strict, loose in gates
+        ),
         suitability=suitability,
         verdict=verdict,
-        reasons=tuple(map(_reason, checks)),
+        reasons=tuple(
+            _reason(one) if isinstance(one, _Check) else _gate_reason(one) for one in told
+        ),
     )
 
 
-def _require_complete(scores: Scores) -> None:
+def _require_complete(scores: Scores, profile: Profile) -> None:
     if not scores.slices or not scores.windows:
         raise PixelError("scores", "no slice was scored", "compare the images again")
     masked = (bool(scores.components), scores.coverage is not None, scores.masked_lpips is not None)
@@ -227,9 +304,8 @@ def _require_complete(scores: Scores) -> None:
         raise PixelError(
             "pathology mask", f"it covers {scores.coverage} of its slices", "check the mask"
         )
-    for name, measure in scores.metrics.items():
-        if measure is not None and not math.isfinite(measure):
-            raise PixelError(name, f"the score is {measure}", "check the pixels of both images")
+    if missing := sorted({gate.measure for gate in profile.measures.gates} - set(scores.measures)):
+        raise PixelError(", ".join(missing), "was not measured", "compare the images again")
 
 
 def _distances(scores: Scores) -> Iterator[tuple[str, float]]:
@@ -289,6 +365,25 @@ def _reason(check: _Check) -> Reason:
     return Reason(
         text=f"{subject}: {text}", value=check.value, limit=check.limit, place=check.place
     )
+
+
+def _gate_reason(check: _GateCheck) -> Reason:
+    words = MEASURE_WORDS[check.gate.measure][0]
+    place = words[0].upper() + words[1:]
+    value, limit = check.score.value, check.limit
+    if value is None:
+        text = "cannot be measured here, as the reference shows too little: an expert must look"
+        return Reason(text=f"{place}: {text}", limit=limit, place=words)
+    shown, shown_limit, *_ = _figures(value, limit, 0.0, 0.0)
+    side = "below" if check.gate.better == "higher" else "above"
+    text = f"{shown} is {side} the {check.level} limit {shown_limit}"
+    if check.passed:
+        text = f"{shown} meets the {check.level} limit {shown_limit}"
+    return Reason(text=f"{place}: {text}", value=_finite(value), limit=limit, place=words)
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _figures(value: float, limit: float, low: float, high: float) -> list[str]:

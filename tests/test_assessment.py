@@ -53,11 +53,14 @@ RECORD: dict[str, Any] = {
         "weights_sha256": "1" * 64,
         "relative_error": 0.08,
         "region_relative_error": 0.2,
+        "precision": "float32",
+        "device": "cpu",
     },
     "limits": [
         {
             "name": "diagnostic",
             "value": 0.1,
+            "bound": "at_most",
             "unit": "LPIPS",
             "source": "somewhere",
             "date": "2026-01-01",
@@ -103,7 +106,29 @@ RECORD: dict[str, Any] = {
         "suitable_for_screening": True,
         "requires_expert_review": False,
     },
-    "metrics": {"ssim": 0.99, "psnr_db": None},
+    "metrics": {"ssim": 0.99, "psnr_db": None, "edge_fidelity": 0.93},
+    "not_measured": {"dists": "the weights of VGG-16 are not on this machine"},
+    "gates": [
+        {
+            "measure": "edge_fidelity",
+            "value": 0.93,
+            "slice": 0,
+            "window": "lung",
+            "diagnostic": True,
+            "screening": True,
+        }
+    ],
+    "composite": {
+        "value": 0.97,
+        "words": "excellent",
+        "parts": {"lpips": 0.5, "ssim": 0.5},
+        "alert": "none",
+    },
+    "planes": {
+        "planes": [{"plane": "axial", "lpips": 0.03, "slices": 10, "window": "lung"}],
+        "mean": 0.03,
+        "stride": 4,
+    },
     "verdict": "diagnostic",
     "reasons": [
         {"text": "Whole image: …", "value": 0.034, "limit": 0.1, "place": "whole image"},

@@ -41,6 +41,9 @@ def test_shipped_limits_are_the_textbook_ones(
     modality: str, diagnostic: float, screening: float
 ) -> None:
     limits = {limit.name: limit for limit in for_modality(modality).limit_records}
+    companions = {name: limits.pop(name) for name in list(limits) if "fidelity" in name}
+    assert {one.bound for one in companions.values()} == {"at_least"}
+    assert len(companions) == 4  # edges and texture, diagnostic and screening
     assert {name: limit.value for name, limit in limits.items()} == pytest.approx(
         {
             "diagnostic": diagnostic,
@@ -279,3 +282,33 @@ def _as_lists(value: object) -> object:
     if isinstance(value, dict):
         return {key: _as_lists(one) for key, one in value.items()}
     return [_as_lists(one) for one in value] if isinstance(value, tuple) else value
+
+
+_GATE = """
+[[measures.gates]]
+measure = "{measure}"
+diagnostic = {diagnostic}
+screening = {screening}
+source = "test"
+date = 2026-01-01
+status = "provisional"
+"""
+
+
+@pytest.mark.parametrize(
+    ("run", "gates", "words"),
+    [
+        ('["nonsense"]', "", "measures: nonsense is no measure; choose from psnr_db, ssim"),
+        ('["ssim"]', _GATE.format(measure="gmsd", diagnostic=0.1, screening=0.2), "run must name"),
+        ('["ssim"]', _GATE.format(measure="ssim", diagnostic=0.1, screening=0.2), "looser than"),
+        ('["gmsd"]', _GATE.format(measure="gmsd", diagnostic=0.2, screening=0.1), "looser than"),
+        ('["ssim"]', 2 * _GATE.format(measure="ssim", diagnostic=0.9, screening=0.8), "two gates"),
+    ],
+)
+def test_wrong_measures_are_refused(tmp_path: Path, run: str, gates: str, words: str) -> None:
+    text = load("ct").text
+    start, stop = text.index("[measures]"), text.index("[limits.diagnostic]")
+    path = tmp_path / "wrong.toml"
+    path.write_text(f"{text[:start]}[measures]\nrun = {run}\n{gates}\n{text[stop:]}")
+    with pytest.raises(ProfileError, match=words):
+        load(str(path))

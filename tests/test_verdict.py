@@ -5,6 +5,7 @@ CT limits throughout: diagnostic 0.10, screening 0.18, pathology 0.08, annotatio
 
 from __future__ import annotations
 
+import datetime
 import math
 from dataclasses import replace
 
@@ -12,12 +13,13 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from medqa.assessment import RegionScore, Scores, SliceScore, WindowScore
+from medqa.assessment import MeasureScore, RegionScore, Scores, SliceScore, WindowScore
 from medqa.errors import PixelError, WeightsError
-from medqa.thresholds import load
+from medqa.thresholds import Gate, Measures, Profile, load
 from medqa.verdict import Judgement, judge
 
-CT = load("ct")
+# The distance alone; gates are added where they are tested.
+CT = load("ct").model_copy(update={"measures": Measures(run=())})
 
 
 def region(lpips: float, name: str = "nodule", on: int = 12) -> RegionScore:
@@ -220,11 +222,86 @@ def test_no_number_no_verdict(bad: float) -> None:
             judge(broken, CT, None)
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_companion_measure_that_is_no_number(bad: float) -> None:
-    with pytest.raises(PixelError, match="ssim"):
-        judge(replace(scores(0.01), metrics={"psnr_db": None, "ssim": bad}), CT, None)
-    judge(replace(scores(0.01), metrics={"psnr_db": None, "ssim": -0.2}), CT, None)
+def gated(diagnostic: float, screening: float, measure: str = "edge_fidelity") -> Profile:
+    gate = Gate(
+        measure=measure,
+        diagnostic=diagnostic,
+        screening=screening,
+        source="test",
+        date=datetime.date(2026, 1, 1),
+        status="provisional",
+    )
+    return CT.model_copy(update={"measures": Measures(run=(measure,), gates=(gate,))})
+
+
+@pytest.mark.parametrize(
+    ("base", "edges", "verdict", "expected"),
+    [
+        # Both limits hold to their very end, the measure's as the distance's.
+        (0.10, 0.8, "diagnostic", (True, True, False)),
+        (0.05, math.nextafter(0.8, 0), "expert_review", (False, True, True)),
+        (0.05, 0.5, "expert_review", (False, True, True)),
+        (0.0, math.nextafter(0.5, 0), "unsuitable", (False, False, False)),
+        (0.15, 0.9, "expert_review", (False, True, True)),
+        (0.15, 0.6, "expert_review", (False, True, True)),
+        (0.19, 0.9, "unsuitable", (False, False, False)),
+        # What is undefined is no pass, and no fail.
+        (0.01, None, "expert_review", (False, False, True)),
+        (0.19, None, "unsuitable", (False, False, False)),
+    ],
+)
+def test_a_gate_decides_beside_the_distance(
+    base: float, edges: float | None, verdict: str, expected: tuple[bool, bool, bool]
+) -> None:
+    measured = replace(scores(base), measures={"edge_fidelity": MeasureScore(edges, 4, "lung")})
+    found = judge(measured, gated(0.8, 0.5))
+    assert found.verdict == verdict
+    assert use(found) == expected
+    (gate,) = found.gates
+    assert (gate.value, gate.slice, gate.window) == (edges, 4, "lung")
+    assert gate.diagnostic == (edges is not None and edges >= 0.8)
+    assert gate.screening == (edges is not None and edges >= 0.5)
+
+
+@pytest.mark.parametrize(
+    ("edges", "first"),
+    [
+        (0.45, "Edges kept: 0.450 is below the screening limit 0.500"),
+        (0.7, "Edges kept: 0.700 is below the diagnostic limit 0.800"),
+        (
+            None,
+            "Edges kept: cannot be measured here, as the reference shows too little: "
+            "an expert must look",
+        ),
+    ],
+)
+def test_the_reason_says_which_of_the_two_spoke(edges: float | None, first: str) -> None:
+    measured = replace(scores(0.01), measures={"edge_fidelity": MeasureScore(edges)})
+    reasons = judge(measured, gated(0.8, 0.5)).reasons
+    assert reasons[0].text == first
+    assert reasons[0].place == "edges kept"
+    assert any("distance 0.010 is within the diagnostic limit" in one.text for one in reasons)
+
+
+def test_a_gate_of_a_measure_where_lower_is_better() -> None:
+    profile = gated(0.1, 0.2, "gmsd")
+    for value, verdict in ((0.1, "diagnostic"), (0.15, "expert_review"), (0.21, "unsuitable")):
+        measured = replace(scores(0.01), measures={"gmsd": MeasureScore(value)})
+        assert judge(measured, profile).verdict == verdict
+    (first, *_) = judge(measured, profile).reasons
+    assert "0.210 is above the screening limit 0.200" in first.text
+
+
+def test_infinite_signal_to_noise_meets_any_limit() -> None:
+    measured = replace(scores(0.0), measures={"psnr_db": MeasureScore(math.inf)})
+    found = judge(measured, gated(40, 30, "psnr_db"))
+    assert found.verdict == "diagnostic"
+    assert found.gates[0].value is None
+
+
+def test_a_gate_that_was_not_measured_is_never_a_pass() -> None:
+    with pytest.raises(PixelError, match="edge_fidelity: was not measured"):
+        judge(scores(0.0), gated(0.8, 0.5))
 
 
 def test_nothing_measured_is_never_a_pass() -> None:

@@ -1,22 +1,53 @@
-"""Companion measures: how else two displayed images differ."""
+"""Companion measures: how else two displayed images differ; and LPIPS as a MONAI metric."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from medqa.metrics.companions import psnr_db, ssim
+from medqa.metrics.bands import EDGE_FIDELITY, TEXTURE_FIDELITY, edge_fidelity, texture_fidelity
+from medqa.metrics.companions import (
+    COMPANIONS,
+    dists,
+    fsim,
+    gmsd,
+    haarpsi,
+    ms_ssim,
+    mutual_information,
+    nmse,
+    psnr_db,
+    ssim,
+    unavailable,
+    vif,
+)
+from medqa.metrics.composite import composite, quality_word
+from medqa.metrics.lpips_metric import LPIPSd, LPIPSHandler, LPIPSMetric
 from medqa.metrics.measure import Measure
 
-__all__ = ["MEASURES", "Measure", "psnr_db", "ssim"]
+__all__ = [
+    "MEASURES",
+    "LPIPSHandler",
+    "LPIPSMetric",
+    "LPIPSd",
+    "Measure",
+    "composite",
+    "dists",
+    "edge_fidelity",
+    "fsim",
+    "gmsd",
+    "haarpsi",
+    "ms_ssim",
+    "mutual_information",
+    "nmse",
+    "psnr_db",
+    "quality_word",
+    "ssim",
+    "texture_fidelity",
+    "unavailable",
+    "vif",
+]
 
 #: The measures by their name in the record.
 MEASURES: Mapping[str, Measure] = MappingProxyType(
-    {
-        one.name: one
-        for one in (
-            Measure("psnr_db", "peak signal-to-noise ratio", psnr_db, "higher", "", masked=False),
-            Measure("ssim", "structural similarity", ssim, "higher", "", masked=False),
-        )
-    }
+    {one.name: one for one in (*COMPANIONS, EDGE_FIDELITY, TEXTURE_FIDELITY)}
 )

@@ -15,6 +15,7 @@ from rich.progress import track
 
 from medqa.lpips import GrayLPIPS
 from medqa.training import evaluate as evaluation
+from medqa.training import lesions as lesion_trials
 from medqa.training import train as training
 from medqa.training.sources import pictures
 from medqa.weights import load_gray
@@ -111,6 +112,25 @@ def evaluate(data: Data, run: Run, weights: Folder) -> None:
     )
     (run / "gray.md").write_text(filled, "utf-8")
     typer.echo(filled)
+
+
+@app.command()
+def lesions(
+    data: Data,
+    weights: Folder,
+    network: Annotated[Path | None, typer.Option(help="`gray`, if not the shipped one.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Page whose tables to replace.")] = None,
+) -> None:
+    """Measure whether `gray` and LPIPS-alex see small lesions erased, or invented."""
+    networks = {
+        "gray": GrayLPIPS("gray", network and load_gray(network)),
+        "alex": GrayLPIPS("alex", weights),
+    }
+    found = lesion_trials.trials(networks, pictures(data, "test"))
+    tables = lesion_trials.report(list(track(found, "looking")))
+    if out:
+        out.write_text(lesion_trials.update(out.read_text("utf-8"), tables), "utf-8")
+    typer.echo(tables)
 
 
 if __name__ == "__main__":

@@ -139,14 +139,9 @@ def _measure(
     """Distances by alex and by gray, of the pair and inside a box where it is damaged most."""
     pair = [torch.from_numpy(np.clip(x, 0, 1)).float()[None, None] for x in (clean, damaged)]
     with torch.inference_mode():
-        features = [[network.features(x) for x in pair] for network in (alex, gray)]
-        whole = [
-            float(network.distance(*both))
-            for network, both in zip((alex, gray), features, strict=True)
-        ]
-        maps = [
-            network.map(*both)[0, 0] for network, both in zip((alex, gray), features, strict=True)
-        ]
+        differences = [network.compare(*pair) for network in (alex, gray)]
+        whole = [float(one.distance()) for one in differences]
+        maps = [one.map()[0, 0] for one in differences]
     # Around a pixel drawn by its damage: where lesions are masked, damage is what matters.
     damage = (pair[0] - pair[1]).abs().double().numpy().ravel() + 1e-12
     row, column = divmod(int(rng.choice(damage.size, p=damage / damage.sum())), clean.shape[1])

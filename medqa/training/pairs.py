@@ -105,7 +105,7 @@ def tap_maps(network: GrayLPIPS, reference: Tensor, candidates: Tensor) -> list[
     groups, count, rows, columns = candidates.shape
     images = torch.cat([reference[:, None], candidates], dim=1).view(-1, 1, rows, columns)
     maps = []
-    for tap, head in zip(network.encode(images).taps, network.heads, strict=True):
+    for tap, head in zip(network.encode(images), network.heads, strict=True):
         both = tap.view(groups, count + 1, *tap.shape[1:])  # (G, 1 + K, C, h, w)
         squared = (both[:, 1:] - both[:, :1]).square()
         maps.append(torch.einsum("gkchw,c->gkhw", squared, head))

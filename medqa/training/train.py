@@ -82,35 +82,76 @@ def _unit(stored: NDArray[np.uint16] | Tensor) -> Tensor:
     return torch.as_tensor(stored).float() / 65535
 
 
-@torch.inference_mode()
 def prune(teacher: GrayLPIPS, shards: Path, widths: Sequence[int] = WIDTHS) -> Weights:
-    """Start `gray` from the teacher's channels that matter most on some of the shards.
+    """Start `gray` from the teacher's channels that matter most on some of the shards."""
+    ranked = _ranked(teacher, shards)
+    keep = [rank[:width].sort().values for rank, width in zip(ranked, widths, strict=True)]
+    return _weights(*_part(teacher, keep))
+
+
+def widen(
+    narrow: Weights, teacher: GrayLPIPS, shards: Path, widths: Sequence[int] = WIDTHS
+) -> Weights:
+    """Start a wider `gray` from a trained one, with the teacher's next channels beside its own.
+
+    The trained channels do not listen to the new ones at first, whose heads begin small: so the
+    distances hardly change.
+    """
+    keep = []
+    for rank, own, width in zip(_ranked(teacher, shards), narrow.heads, widths, strict=True):
+        # In the order of `prune`, then the new ones.
+        keep.append(torch.cat([rank[: len(own)].sort().values, rank[len(own) : width]]))
+    trunk, heads = _part(teacher, keep)
+    for tap, own in enumerate(narrow.heads):
+        kernel, bias = trunk[2 * tap], trunk[2 * tap + 1]
+        trained = narrow.trunk[2 * tap]
+        kernel[: len(own)] = 0
+        kernel[: len(own), : trained.shape[1]] = trained
+        bias[: len(own)] = narrow.trunk[2 * tap + 1]
+        heads[tap] *= 0.1
+        heads[tap][: len(own)] = own
+    return _weights(trunk, heads)
+
+
+@torch.inference_mode()
+def _ranked(teacher: GrayLPIPS, shards: Path) -> list[Tensor]:
+    """Channels of each tap, the one that matters most first.
 
     A channel matters by its energy as the next convolution weighs it, and by its head.
     """
     some = [load_file(path)["candidates"][:, :1] for path in sorted(shards.iterdir())[:3]]
-    images = _unit(torch.cat(some))
-    tensors = [parameter.detach() for parameter in teacher.stages.parameters()]
-    kernels, biases = tensors[0::2], tensors[1::2]
+    x = _unit(torch.cat(some))
+    kernels = [parameter.detach() for parameter in teacher.stages.parameters()][0::2]
     energies = []
-    x = images
     for stage in teacher.stages:
         x = stage(x)
         energies.append(x.square().mean(dim=(0, 2, 3)))
-    before = torch.arange(kernels[0].shape[1])
-    trunk: list[Tensor] = []
-    heads: list[Tensor] = []
-    for tap, width in enumerate(widths):
-        scored = energies[tap] * teacher.heads[tap] / (energies[tap] * teacher.heads[tap]).sum()
+    ranked = []
+    for tap, (energy, head) in enumerate(zip(energies, teacher.heads, strict=True)):
+        scored = energy * head / (energy * head).sum()
         # Heads are sparse: the square root keeps weak ones in the running.
         matter = scored.sqrt() / scored.sqrt().sum()
         if tap + 1 < len(kernels):
-            onward = energies[tap] * kernels[tap + 1].square().sum(dim=(0, 2, 3))
+            onward = energy * kernels[tap + 1].square().sum(dim=(0, 2, 3))
             matter = matter + onward / onward.sum()
-        keep = matter.topk(width).indices.sort().values
-        trunk += [kernels[tap][keep][:, before].clone(), biases[tap][keep].clone()]
-        heads.append(teacher.heads[tap][keep].clone())
-        before = keep
+        ranked.append(matter.argsort(descending=True))
+    return ranked
+
+
+def _part(teacher: GrayLPIPS, keep: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Trunk and heads of the teacher's network with these channels alone."""
+    tensors = [parameter.detach() for parameter in teacher.stages.parameters()]
+    before = torch.arange(tensors[0].shape[1])
+    trunk: list[Tensor] = []
+    for kernel, bias, kept in zip(tensors[0::2], tensors[1::2], keep, strict=True):
+        trunk += [kernel[kept][:, before].clone(), bias[kept].clone()]
+        before = kept
+    return trunk, [
+        head.detach()[kept].clone() for head, kept in zip(teacher.heads, keep, strict=True)
+    ]
+
+
+def _weights(trunk: Sequence[Tensor], heads: Sequence[Tensor]) -> Weights:
     return Weights("gray", "0", tuple(trunk), tuple(heads), digest((*trunk, *heads)), 0.0)
 
 
