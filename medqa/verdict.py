@@ -123,8 +123,8 @@ class _GateCheck:
 
     @property
     def excess(self) -> float:
-        """Between the distances: a measure has no zero to count from."""
-        return 1.0
+        """As if at the limit where it fails, and last where it passes: it has no zero to count."""
+        return -1.0 if self.passed else 1.0
 
 
 def judge(

@@ -95,6 +95,25 @@ def test_bad_pair_and_the_level_that_is_required(medqa: Medqa, ct: Path, harsh: 
     assert medqa("assess", ct, ct, "--no-record", "--require", "screening").code == 0
 
 
+def test_planes_precision_and_device(medqa: Medqa, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    volume = generator.normal(100, 20, (40, 36, 20)).astype(np.float32)
+    paths = []
+    for name in ("one", "other"):
+        paths.append(tmp_path / f"{name}.nii")
+        nib.save(nib.Nifti1Image(volume, np.diag([1.0, 1.0, 2.0, 1.0])), paths[-1])
+        volume = volume + generator.normal(0, 5, volume.shape).astype(np.float32)
+    options = ("--profile", "mr", "--planes", 4, "--precision", "bfloat16", "--device", "cpu")
+    done = medqa("assess", *paths, *options, "--no-record", "--json")
+    record = json.loads(done.out)
+    assert record["metric"]["precision"] == "bfloat16"
+    # 20 slices of 2 mm are 39 pixels of 1 mm in the planes across.
+    slices = {one["plane"]: one["slices"] for one in record["planes"]["planes"]}
+    assert slices == {"axial": 5, "coronal": 9, "sagittal": 10}
+    assert medqa("assess", *paths, "--profile", "mr", "--device", "toaster").code == 2
+    assert medqa("assess", *paths, "--precision", "int8").code == 2
+
+
 def test_no_record_leaves_no_database(medqa: Medqa, ct: Path, tmp_path: Path) -> None:
     assert medqa("assess", ct, ct, "--no-record").code == 0
     assert not list(tmp_path.rglob("audit.db"))

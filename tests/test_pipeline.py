@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -15,12 +16,14 @@ from pydicom.data import get_testdata_file
 from pydicom.uid import JPEG2000
 
 import medqa
+from medqa import pipeline
 from medqa.assessment import Job, schema
 from medqa.audit import Store, pseudonym
-from medqa.errors import PixelError, ProfileError
+from medqa.errors import PixelError, ProfileError, WeightsError
 from medqa.image import Image
 from medqa.lpips import GrayLPIPS
 from medqa.pipeline import assess, run
+from medqa.thresholds import load
 
 
 @pytest.fixture(scope="module")
@@ -249,3 +252,72 @@ def test_several_masks_and_annotations(network: GrayLPIPS) -> None:
     names = [component.name for component in found.pathology_preservation.components]
     assert names == ["mask 1", "mask 2"]
     assert [source.regions for source in found.inputs.regions] == [1, 1]
+
+
+def test_blur_that_the_distance_lets_pass_fails_by_its_edges(
+    shared_data: Path, network: GrayLPIPS
+) -> None:
+    reference = medqa.read(shared_data / "ct/head_series_GE/05.dcm")
+    blurred = ndi.gaussian_filter(reference.pixels.astype(np.float32), (0, 1.2, 1.2))
+    candidate = replace(reference, pixels=blurred, source="blurred")
+    found = assess(reference, candidate, backbone=network)
+    assert found.diagnostic_quality  # by the distance alone
+    edges = {gate.measure: gate for gate in found.gates}["edge_fidelity"]
+    assert edges.value == found.metrics["edge_fidelity"]
+    assert not edges.screening
+    assert found.verdict == "unsuitable"
+    assert found.reasons[0].place == "edges kept"
+    limits = {limit.name: limit for limit in found.limits}
+    assert limits["edge_fidelity screening"].bound == "at_least"
+
+
+def test_a_composite_says_what_it_is_made_of(ct: Path, network: GrayLPIPS) -> None:
+    reference = medqa.read(ct)
+    found = assess(reference, reference, backbone=network).composite
+    assert found is not None
+    # .3 of LPIPS, .3 of SSIM and .1 of PSNR, as neither DISTS nor FID ran.
+    assert found.parts == pytest.approx({"lpips": 3 / 7, "ssim": 3 / 7, "psnr_db": 1 / 7})
+    assert found.value == pytest.approx(1.0)
+
+
+def test_a_volume_is_compared_in_three_planes_on_request(
+    shared_data: Path, network: GrayLPIPS
+) -> None:
+    image = medqa.read(shared_data / "ct/head_series_GE")
+    found = assess(image, image, backbone=network, plane_stride=16)
+    assert found.planes is not None
+    assert found.planes.mean == 0.0
+    assert [one.plane for one in found.planes.planes] == ["axial", "coronal", "sagittal"]
+    slice_only = medqa.read(shared_data / "ct/head_series_GE/05.dcm")
+    refused = assess(slice_only, slice_only, backbone=network, plane_stride=1)
+    assert refused.verdict == "not_assessable"
+
+
+def test_the_record_says_what_the_network_computed_in(ct: Path) -> None:
+    reference = medqa.read(ct)
+    exact = assess(reference, reference).metric
+    assert (exact.precision, exact.device) == ("float32", "cpu")
+    job = Job(reference=str(ct), candidate=str(ct), precision="bfloat16", device="cpu")
+    assert run(job).metric.precision == "bfloat16"
+
+
+def test_a_measure_that_cannot_run_is_named_and_may_not_decide(
+    ct: Path, network: GrayLPIPS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    why = WeightsError("dists", "its weights are elsewhere", "bring them")
+    monkeypatch.setattr(pipeline, "unavailable", lambda name: why if name == "dists" else None)
+    text = load("ct").text
+    start, stop = text.index("[measures]"), text.index("[limits.diagnostic]")
+    named = tmp_path / "dists.toml"
+    named.write_text(f'{text[:start]}[measures]\nrun = ["ssim", "dists"]\n{text[stop:]}')
+    image = medqa.read(ct)
+    found = assess(image, image, profile=str(named), backbone=network)
+    assert found.not_measured == {"dists": "its weights are elsewhere; bring them"}
+    assert set(found.metrics) == {"ssim"}
+    gate = 'measure = "dists"\ndiagnostic = 0.1\nscreening = 0.2\nsource = "x"\ndate = 2026-01-01'
+    named.write_text(
+        f'{text[:start]}[measures]\nrun = ["ssim", "dists"]\n[[measures.gates]]\n{gate}\n'
+        f'status = "provisional"\n{text[stop:]}'
+    )
+    with pytest.raises(ProfileError, match="dists decides, but its weights are elsewhere"):
+        assess(image, image, profile=str(named), backbone=network)
