@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import medqa
 from medqa import thresholds
-from medqa.assessment import schema
+from medqa.assessment import MEASURE_WORDS, schema
 from medqa.cli import app as medqa_command
 from medqa.weights import BACKBONES
 
@@ -142,6 +142,12 @@ def record() -> str:
     return "\n\n".join(parts)
 
 
+def measures() -> str:
+    """Table of the companion measures as a record names them."""
+    rows = [[f"`{name}`", words, better] for name, (words, better) in MEASURE_WORDS.items()]
+    return _table(["name", "in words", "better"], rows)
+
+
 def _type(spec: dict[str, Any]) -> str:
     """JSON Schema's type in words."""
     if "$ref" in spec:
@@ -201,7 +207,7 @@ def _table(headings: list[str], rows: list[list[str]]) -> str:
 
 
 myst_substitutions = {
-    one.__name__: one() for one in (commands, profiles, displays, networks, record, api)
+    one.__name__: one() for one in (commands, profiles, displays, networks, record, measures, api)
 }
 
 

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from medqa.assessment import VERDICT_WORDS, Assessment, Verdict
+from medqa.assessment import MEASURE_WORDS, VERDICT_WORDS, Assessment, Verdict
 
 if TYPE_CHECKING:
     from medqa.pipeline import Progress as Advance
@@ -67,18 +67,23 @@ def panel(
 
 
 def _values(assessment: Assessment) -> Table:
-    made = Table("", "distance", "limit", "", box=box.SIMPLE, pad_edge=False)
+    made = Table("", "value", "limit", "", box=box.SIMPLE, pad_edge=False)
     for column in made.columns[1:3]:
         column.justify = "right"
-    limits = {limit.name: limit.value for limit in assessment.limits}
+    limits = {limit.name: limit for limit in assessment.limits}
 
-    def add(what: str, value: float, limit: str, passed: bool | None) -> None:
+    def add(what: str, value: float | None, limit: str, passed: bool | None) -> None:
         outcome = {True: "passed", False: "not passed", None: ""}[passed]
-        made.add_row(Text(what), f"{value:.4f}", f"{limits[limit]:.3f}", outcome)
+        sign = "≤" if limits[limit].bound == "at_most" else "≥"
+        shown = "undefined" if value is None else f"{value:.4f}"
+        made.add_row(Text(what), shown, f"{sign} {limits[limit].value:.3f}", outcome)
 
     base = assessment.base_lpips_score or 0.0
-    add("whole image, for diagnosis", base, "diagnostic", assessment.diagnostic_quality)
-    add("whole image, for screening", base, "screening", assessment.screening_quality)
+    add("distance, for diagnosis", base, "diagnostic", assessment.diagnostic_quality)
+    add("distance, for screening", base, "screening", assessment.screening_quality)
+    for gate in assessment.gates:
+        words = f"{MEASURE_WORDS[gate.measure][0]}, for diagnosis"
+        add(words, gate.value, f"{gate.measure} diagnostic", gate.diagnostic)
     if (pathology := assessment.pathology_preservation) is not None:
         add("pathology", pathology.pathology_lpips, "pathology", pathology.pathology_preserved)
     for one in assessment.annotation_preservation:

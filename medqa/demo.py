@@ -26,7 +26,7 @@ from rich.progress import track
 from rich.text import Text
 from scipy import ndimage
 
-from medqa.assessment import Assessment, Job
+from medqa.assessment import MEASURE_WORDS, Assessment, Job
 from medqa.audit import Store
 from medqa.console import show, table
 from medqa.dicom import reading
@@ -302,6 +302,13 @@ def _parts(a: Assessment, limits: dict[str, float]) -> str:
         f"{name} {'' if kept else 'NOT '}preserved: {value:.4f} / {limit:.3f}"
         for name, value, limit, kept in judged
     ]
+    parts += [
+        f"{MEASURE_WORDS[gate.measure][0]} NOT met: "
+        f"{'undefined' if gate.value is None else f'{gate.value:.4f}'} / "
+        f"{limits[f'{gate.measure} diagnostic']:.3f}"
+        for gate in a.gates
+        if not gate.diagnostic
+    ]
     # A slice is named among the reasons only where it is not within the screening limit.
     parts += [
         f"{one.place}: {one.value:.4f} / {one.limit:.3f}"
@@ -335,8 +342,8 @@ _EXAMPLES = (
             ),
             _Case(
                 "annotated",
-                "JPEG 2000, 40:1, fourth ventricle annotated",
-                ratio=40,
+                "JPEG 2000, 30:1, fourth ventricle annotated",
+                ratio=30,
                 annotation={"type": "fourth ventricle", "bbox": [215, 300, 290, 350]},
             ),
         ),

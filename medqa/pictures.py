@@ -1,4 +1,4 @@
-"""Pictures for the report: a slice as displayed, and its distance map over the anatomy.
+"""Pictures for the report: a slice as displayed, and over the anatomy where it was changed.
 
 Pictures are (rows, columns, 3) uint8 RGB arrays in the pixels of the image itself.
 """
@@ -6,6 +6,7 @@ Pictures are (rows, columns, 3) uint8 RGB arrays in the pixels of the image itse
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,7 +16,23 @@ from scipy import ndimage
 
 from medqa.assessment import Evidence
 
-__all__ = ["colours", "grayscale", "outlined", "overlay", "page_picture", "png", "views"]
+__all__ = [
+    "EDGE_TOP",
+    "TEXTURE_TOP",
+    "colours",
+    "grayscale",
+    "outlined",
+    "overlay",
+    "page_picture",
+    "png",
+    "views",
+]
+
+# Tops of the colour scale that never change, so that any two reports compare.
+#: Edges: the finest band differs by as much as the reference's own edges hold (their RMS).
+EDGE_TOP = 1.0
+#: Texture: four times or a quarter of the reference's strength, as |ln| of the ratio.
+TEXTURE_TOP = math.log(4.0)
 
 # The colour map "plasma" of Smith and van der Walt (matplotlib, CC0) at ten equal steps:
 # perceptually uniform, ordered by lightness, so legible with colour blindness. It holds neither
@@ -66,20 +83,20 @@ def grayscale(pixels: NDArray[np.floating]) -> NDArray[np.uint8]:
 
 
 def overlay(
-    reference: NDArray[np.floating], distance_map: NDArray[np.floating], top: float
+    reference: NDArray[np.floating], differences: NDArray[np.floating], top: float
 ) -> NDArray[np.uint8]:
-    """Distance map over the anatomy; the more distance, the more colour covers the gray.
+    """Map over the anatomy; the larger the difference, the more colour covers the gray.
 
     Parameters
     ----------
     reference
         (rows, columns) display values in [0, 1].
-    distance_map
-        (rows, columns) distances, at least 0.
+    differences
+        (rows, columns) values of a map, at least 0.
     top
-        Distance that gets the scale's last colour; larger ones get it too.
+        Difference that gets the scale's last colour; larger ones get it too.
     """
-    fraction = np.clip(distance_map / top, 0.0, 1.0)
+    fraction = np.clip(differences / top, 0.0, 1.0)
     opacity = _OPACITY * fraction[..., np.newaxis]
     blend = (1.0 - opacity) * grayscale(reference) + opacity * colours(fraction)
     picture: NDArray[np.uint8] = np.rint(blend).astype(np.uint8)
@@ -150,13 +167,35 @@ def _dashes(mask: NDArray[np.bool_], length: int) -> NDArray[np.bool_]:
 
 
 def views(evidence: Evidence, top: float) -> dict[str, NDArray[np.uint8]]:
-    """Draw a slice with its regions outlined: reference, candidate, distance."""
+    """Draw a slice with its regions outlined.
+
+    Parameters
+    ----------
+    evidence
+        The slice.
+    top
+        Distance at the top of the colour scale, in LPIPS.
+
+    Returns
+    -------
+    ``reference``, ``candidate``, and over the reference ``distance``, ``edges`` (lost) and
+    ``texture`` (changed).
+    """
     pictures = {
         "reference": grayscale(evidence.reference),
         "candidate": grayscale(evidence.candidate),
         "distance": overlay(evidence.reference, evidence.distance_map, top),
+        "edges": overlay(evidence.reference, _broad(evidence.edge_map), EDGE_TOP),
+        "texture": overlay(evidence.reference, evidence.texture_map, TEXTURE_TOP),
     }
     return {name: outlined(picture, evidence.regions) for name, picture in pictures.items()}
+
+
+def _broad(lines: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Largest value nearby: a line of one pixel is lost when the picture is fitted to the page."""
+    reach = round(max(lines.shape) / 512)
+    broad: NDArray[np.float32] = ndimage.maximum_filter(lines, 2 * reach + 1)
+    return broad
 
 
 def page_picture(picture: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
@@ -175,7 +214,8 @@ def page_picture(picture: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
 
 
 def png(picture: NDArray[np.uint8]) -> bytes:
-    """Encode a picture as a PNG file."""
+    """Encode a picture as a PNG file, of one channel where the three are equal."""
     file = io.BytesIO()
-    PIL.Image.fromarray(picture).save(file, format="PNG")
+    gray = bool((picture == picture[..., :1]).all())
+    PIL.Image.fromarray(picture[..., 0] if gray else picture).save(file, format="PNG")
     return file.getvalue()

@@ -9,7 +9,7 @@ import base64
 import os
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -24,17 +24,32 @@ from pydicom.config import IGNORE
 from pydicom.uid import UID
 
 from medqa import pictures
-from medqa.assessment import VERDICT_WORDS, Assessment, Evidence, ImageInput, Limit
+from medqa.assessment import (
+    MEASURE_WORDS,
+    VERDICT_WORDS,
+    Assessment,
+    CompositeScore,
+    Evidence,
+    GateScore,
+    ImageInput,
+    Limit,
+)
 from medqa.errors import UsageError
 
 __all__ = ["IndexRow", "index", "prepare_folder", "write"]
 
+# What a composite has beside the companion measures.
+_COMPOSITE_WORDS = {"lpips": "perceptual distance", "fid": "distance of the two sets of images"}
 _AGGREGATES = {"p95": "95th percentile", "max": "worst", "mean": "mean"}
-# Companion measures known by name: title, unit, what it says.
-_METRICS = {
-    "psnr_db": ("PSNR", "dB", "peak signal-to-noise ratio; higher is closer"),
-    "ssim": ("SSIM", "no unit", "structural similarity; 1 is identical, higher is closer"),
+# What stands beside the distance wherever it was measured, whether it decides or not.
+_KEPT = {
+    "edge_fidelity": "fine detail at the edges; 1 is all of it, higher is better",
+    "texture_fidelity": "place and strength of the fine texture; 1 is all of it, higher is better",
 }
+# Longest side of a picture on the page, in pixels: as displayed, and drawn over in colour, which
+# a PNG holds less well. The files beside the page have every pixel.
+_PAGE_SIDES = {"reference": 512, "candidate": 512, "distance": 384, "edges": 384, "texture": 384}
+_THUMB_SIDES = {"reference": 352, "candidate": 352, "distance": 352}
 
 
 @dataclass(frozen=True)
@@ -65,15 +80,28 @@ class _Judged:
 
     what: str
     detail: str
-    value: float
-    limits: tuple[tuple[Limit, bool], ...]
+    value: float | None
+    limits: tuple[tuple[Limit, bool], ...] = ()
+    unit: str = "LPIPS"
+    meaning: str = ""
+
+    @property
+    def words(self) -> str:
+        """The value with its unit; what is infinite meets every limit, what is undefined none."""
+        if self.value is None:
+            met = [passed for _, passed in self.limits]
+            return "identical" if met and all(met) else "not defined here"
+        beside = [limit.value for limit, _ in self.limits]
+        if self.unit:
+            return f"{_number(self.value, beside)} {self.unit}"
+        return _number(self.value, [*beside, 1.0])  # 1 is said of what is all there only
 
 
 def write(assessment: Assessment, folder: Path) -> Path:
     """Write ``assessment.json``, ``report.html`` and one PNG per picture into a folder.
 
     The JSON is the record itself. The page shows the evidence where the assessment still has it.
-    Each slice of the evidence makes three PNGs in the image's own pixels, such as
+    Each slice of the evidence makes five PNGs in the image's own pixels, such as
     ``slice-012-soft-tissue-candidate.png``.
 
     Parameters
@@ -94,18 +122,21 @@ def write(assessment: Assessment, folder: Path) -> Path:
     """
     # Everything is made before anything is written, so that an error leaves no half report.
     top = _scale_top(assessment.limits)
-    named = dict(zip(_stems(assessment.evidence), assessment.evidence, strict=True))
-    drawn = {stem: pictures.views(evidence, top) for stem, evidence in named.items()}
     files = {"assessment.json": f"{assessment.model_dump_json(indent=2)}\n".encode()}
-    for stem, views in drawn.items():
+    shown = []
+    for stem, evidence in zip(_stems(assessment.evidence), assessment.evidence, strict=True):
+        views = pictures.views(evidence, top)
         files |= {f"{stem}-{view}.png": pictures.png(one) for view, one in views.items()}
+        shown.append((stem, evidence, _data_uris(views, _PAGE_SIDES)))
     files["report.html"] = _page(
         "report.html",
         assessment=assessment,
         judged=_judged(assessment),
-        shown=[(stem, evidence, drawn[stem]) for stem, evidence in named.items()],
+        shown=shown,
         colour_top=top,
-        colour_bar=pictures.overlay(np.full((1, 256), 0.5), np.linspace(0, top, 256)[None], top),
+        colour_bar=_data_uri(
+            pictures.overlay(np.full((1, 256), 0.5), np.linspace(0, 1, 256)[None], 1.0), 512
+        ),
     )
     for name, content in files.items():
         _write(folder / name, content)
@@ -147,11 +178,13 @@ def index(rows: Sequence[IndexRow], path: Path, *, title: str = "", introduction
     UsageError
         The page cannot be written.
     """
-    groups: dict[str, list[tuple[IndexRow, dict[str, NDArray[np.uint8]]]]] = {}
+    groups: dict[str, list[tuple[IndexRow, dict[str, str]]]] = {}
     for row in rows:
-        top = _scale_top(row.assessment.limits)
-        views = [pictures.views(evidence, top) for evidence in row.assessment.evidence[:1]]
-        groups.setdefault(row.group, []).append((row, views[0] if views else {}))
+        thumbs: dict[str, str] = {}
+        for evidence in row.assessment.evidence[:1]:
+            views = pictures.views(evidence, _scale_top(row.assessment.limits))
+            thumbs = _data_uris(views, _THUMB_SIDES)
+        groups.setdefault(row.group, []).append((row, thumbs))
     counts = {
         verdict: sum(row.assessment.verdict == verdict for row in rows) for verdict in VERDICT_WORDS
     }
@@ -167,31 +200,59 @@ def index(rows: Sequence[IndexRow], path: Path, *, title: str = "", introduction
     return _write(path, page)
 
 
+def _whole_image(assessment: Assessment) -> list[_Judged]:
+    """Rows of the image as a whole: its distance, edges and texture kept, and other gates."""
+    a = assessment
+    if a.base_lpips_score is None:
+        return []
+    many = f"{_AGGREGATES.get(a.aggregate or '', a.aggregate)} of {len(a.slices)} slices, "
+    quality = {"diagnostic": a.diagnostic_quality, "screening": a.screening_quality}
+    distance = _Judged(
+        "Perceptual distance",
+        f"whole image, {many if len(a.slices) > 1 else ''}worst display",
+        a.base_lpips_score,
+        _against(a, quality),
+        meaning="how different the two look; 0 is identical, lower is better",
+    )
+    gates = {gate.measure for gate in a.gates}
+    beside = [name for name in _KEPT if name in a.metrics and name not in gates]
+    kept = [_gate_row(a, gate) for gate in a.gates] + [
+        _Judged(_measure_words(name)[0], "", a.metrics[name], unit="", meaning=_KEPT[name])
+        for name in beside
+    ]
+    return [distance, *kept]
+
+
+def _gate_row(assessment: Assessment, gate: GateScore) -> _Judged:
+    words, better = _measure_words(gate.measure)
+    where = "whole image"
+    if gate.window is not None:
+        slices = len(assessment.slices) > 1 and gate.slice is not None
+        where += f", worst on {f'slice {gate.slice}, ' if slices else ''}{gate.window}"
+    return _Judged(
+        words,
+        where,
+        gate.value,
+        _against(
+            assessment,
+            {
+                f"{gate.measure} diagnostic": gate.diagnostic,
+                f"{gate.measure} screening": gate.screening,
+            },
+        ),
+        unit="",
+        meaning=_KEPT.get(gate.measure, f"{better} is better"),
+    )
+
+
 def _judged(assessment: Assessment) -> list[_Judged]:
-    limits = {limit.name: limit for limit in assessment.limits}
-
-    def against(**passed: bool | None) -> tuple[tuple[Limit, bool], ...]:
-        return tuple((limits[name], bool(ok)) for name, ok in passed.items() if name in limits)
-
-    judged = []
-    if assessment.base_lpips_score is not None:
-        judged.append(
-            _Judged(
-                "Whole image",
-                f"{_AGGREGATES.get(assessment.aggregate or '', assessment.aggregate)} of "
-                f"{len(assessment.slices)} slices, worst display"
-                if len(assessment.slices) > 1
-                else "worst display",
-                assessment.base_lpips_score,
-                against(
-                    diagnostic=assessment.diagnostic_quality,
-                    screening=assessment.screening_quality,
-                ),
-            )
-        )
+    """Every recorded value that is, or may be, held against a limit."""
+    judged = _whole_image(assessment)
     # A reason that names a slice says that it is not surely within the screening limit.
     judged.extend(
-        _Judged("Worst slice", str(one.place), one.value, against(screening=False))
+        _Judged(
+            "Worst slice", str(one.place), one.value, _against(assessment, {"screening": False})
+        )
         for one in assessment.reasons
         if one.value is not None and re.fullmatch(r"slice \d+", one.place or "")
     )
@@ -201,7 +262,7 @@ def _judged(assessment: Assessment) -> list[_Judged]:
                 "Pathology",
                 "the worst of its connected parts",
                 pathology.pathology_lpips,
-                against(pathology=pathology.pathology_preserved),
+                _against(assessment, {"pathology": pathology.pathology_preserved}),
             )
         )
     judged.extend(
@@ -209,11 +270,73 @@ def _judged(assessment: Assessment) -> list[_Judged]:
             f"Annotation: {one.annotation_type}",
             f"slice {one.slice}, {one.window}" if len(assessment.slices) > 1 else one.window,
             one.lpips_score,
-            against(annotation=one.preserved),
+            _against(assessment, {"annotation": one.preserved}),
         )
         for one in assessment.annotation_preservation
     )
     return judged
+
+
+def _against(
+    assessment: Assessment, met: Mapping[str, bool | None]
+) -> tuple[tuple[Limit, bool], ...]:
+    """Limits by name, each with whether it was met; a limit that is not recorded is left out."""
+    limits = {limit.name: limit for limit in assessment.limits}
+    return tuple((limits[name], bool(ok)) for name, ok in met.items() if name in limits)
+
+
+def _measure_words(name: str) -> tuple[str, str]:
+    """Name of a companion measure in plain words, and which direction is better."""
+    words, better = MEASURE_WORDS.get(name, (name, "–"))
+    return words[:1].upper() + words[1:], better
+
+
+def _metric_words(assessment: Assessment, name: str) -> str:
+    """Value of a companion measure; a ratio to no error is infinite, and recorded as None."""
+    value = assessment.metrics[name]
+    if value is not None:
+        return _number(value, [1.0])
+    if name == "psnr_db" and assessment.base_lpips_score == 0.0:
+        return "identical"
+    return "not defined here"
+
+
+def _parts_words(composite: CompositeScore) -> str:
+    words = {**{name: words for name, (words, _) in MEASURE_WORDS.items()}, **_COMPOSITE_WORDS}
+    parts = [f"{100 * one:.0f} % {words.get(name, name)}" for name, one in composite.parts.items()]
+    return ", ".join(parts)
+
+
+def _limit_level(limit: Limit) -> str:
+    """Name of a limit without the measure that it is of."""
+    return limit.name.rpartition(" ")[2]
+
+
+def _limit_subject(limit: Limit) -> str:
+    """Say what a limit is of, where no value stands beside it."""
+    measure = limit.name.rpartition(" ")[0]
+    return _measure_words(measure)[0] if measure else limit.name.capitalize()
+
+
+def _origins(limits: Sequence[Limit]) -> dict[tuple[str, str, str], list[str]]:
+    """Names of the limits by their status, date and source, which some have in common."""
+    origins: dict[tuple[str, str, str], list[str]] = {}
+    for limit in limits:
+        key = (limit.status, limit.date, limit.source)
+        origins.setdefault(key, []).append(_limit_level(limit))
+    return origins
+
+
+def _bound(limit: Limit) -> str:
+    sign = "≤" if limit.bound == "at_most" else "≥"
+    return f"{sign} {_exact(limit.value)}" + f" {limit.unit}" * (limit.unit == "LPIPS")
+
+
+def _inside(value: float | None, limit: Limit) -> bool:
+    """Whether a value by itself is on the passing side, guard band aside."""
+    if value is None:
+        return False
+    return value <= limit.value if limit.bound == "at_most" else value >= limit.value
 
 
 def _scale_top(limits: Sequence[Limit]) -> float:
@@ -313,7 +436,11 @@ def _unit_words(image: ImageInput | None) -> str:
     return "" if image is None or image.unit == "arbitrary" else f" {image.unit}"
 
 
-def _data_uri(picture: NDArray[np.uint8], side: int = 700) -> str:
+def _data_uris(views: Mapping[str, NDArray[np.uint8]], sides: Mapping[str, int]) -> dict[str, str]:
+    return {view: _data_uri(views[view], side) for view, side in sides.items()}
+
+
+def _data_uri(picture: NDArray[np.uint8], side: int) -> str:
     content = pictures.png(pictures.page_picture(picture, side))
     return f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
@@ -339,10 +466,12 @@ def _templates() -> jinja2.Environment:
     )
     helpers = (
         *(_number, _exact, _at, _anchor, _ticks, _slice_ticks, _numbered, _aspect),
-        *(_image_words, _unit_words, _data_uri, _utc, _provisional, _judged),
+        *(_image_words, _unit_words, _utc, _provisional, _judged, _whole_image),
+        *(_measure_words, _metric_words, _parts_words, _bound, _inside),
+        *(_limit_level, _limit_subject, _origins),
     )
     environment.globals |= {helper.__name__.lstrip("_"): helper for helper in helpers}
-    environment.globals |= {"badges": VERDICT_WORDS, "known_metrics": _METRICS}
+    environment.globals |= {"badges": VERDICT_WORDS, "kept_names": tuple(_KEPT)}
     return environment
 
 

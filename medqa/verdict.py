@@ -102,12 +102,12 @@ class _GateCheck:
     """One companion measure held against one limit."""
 
     gate: Gate
-    level: Level
+    limit_name: Level
     score: MeasureScore
 
     @property
     def limit(self) -> float:
-        return self.gate.diagnostic if self.level == "diagnostic" else self.gate.screening
+        return self.gate.diagnostic if self.limit_name == "diagnostic" else self.gate.screening
 
     @property
     def outcome(self) -> _Outcome:
@@ -266,7 +266,8 @@ def judge(
             told.append(loose)
         else:
             told += [loose, strict]
-    told.sort(key=lambda one: (one.outcome, -one.excess))
+    # What fails the screening limit makes an image unsuitable: it comes before the rest.
+    told.sort(key=lambda one: (one.outcome, one.limit_name != "screening", -one.excess))
     return Judgement(
         diagnostic_quality=diagnostic.passed,
         screening_quality=screening.passed,
@@ -376,9 +377,9 @@ def _gate_reason(check: _GateCheck) -> Reason:
         return Reason(text=f"{place}: {text}", limit=limit, place=words)
     shown, shown_limit, *_ = _figures(value, limit, 0.0, 0.0)
     side = "below" if check.gate.better == "higher" else "above"
-    text = f"{shown} is {side} the {check.level} limit {shown_limit}"
+    text = f"{shown} is {side} the {check.limit_name} limit {shown_limit}"
     if check.passed:
-        text = f"{shown} meets the {check.level} limit {shown_limit}"
+        text = f"{shown} meets the {check.limit_name} limit {shown_limit}"
     return Reason(text=f"{place}: {text}", value=_finite(value), limit=limit, place=words)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -123,17 +124,59 @@ def test_small_region_is_drawn_over_a_large_one_and_an_empty_one_not_at_all() ->
     assert same(drawn, CYAN)[10:13, 15].all()
 
 
-def test_views_outline_the_regions_in_all_three() -> None:
+def make_evidence(**changes: Any) -> Evidence:
+    """A mid-grey slice of 32 x 32 pixels on which nothing differs; `changes` replace fields."""
+    values: dict[str, Any] = {
+        "index": 0,
+        "window": "w",
+        "reference": np.full((32, 32), 0.4, np.float32),
+        "candidate": np.full((32, 32), 0.4, np.float32),
+        "distance_map": np.zeros((32, 32), np.float32),
+        "edge_map": np.zeros((32, 32), np.float32),
+        "texture_map": np.zeros((32, 32), np.float32),
+        "lpips": 0.0,
+    }
+    return Evidence(**values | changes)
+
+
+def test_views_outline_the_regions_in_all() -> None:
     mask = np.zeros((32, 32), bool)
     mask[10:20, 10:20] = True
-    flat = np.full((32, 32), 0.5, np.float32)
-    evidence = Evidence(0, "w", flat, flat, flat, 0.5, (("pathology", "p", mask),))
-    views = pictures.views(evidence, 1.0)
-    assert list(views) == ["reference", "candidate", "distance"]
+    views = pictures.views(make_evidence(regions=(("pathology", "p", mask),)), 1.0)
+    assert list(views) == ["reference", "candidate", "distance", "edges", "texture"]
     for picture in views.values():
         assert same(picture, CYAN)[9, 10:20].all()
         assert picture.shape == (32, 32, 3)
         assert picture.dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    ("field", "view", "top"),
+    [("distance_map", "distance", 0.36), ("edge_map", "edges", 1.0), ("texture_map", "texture", 4)],
+)
+def test_scales_are_fixed(field: str, view: str, top: float) -> None:
+    """The same colours at none, half and the top of each scale, whatever else is on the slice."""
+    # Texture is |ln| of a ratio: the top is four times the strength, the middle twice.
+    steps = np.log([1.0, 2.0, 4.0, 400.0]) if view == "texture" else np.array([0, 0.5, 1, 9]) * top
+    values = np.zeros((32, 32), np.float32)
+    values[5, [2, 10, 18, 26]] = steps
+    views = pictures.views(make_evidence(**{field: values}), 0.36)
+    shown = views.pop(view)[5, [2, 10, 18, 26]].tolist()
+    # As by hand in test_overlay_is_the_anatomy_without_distance_and_colour_with_it.
+    assert shown == [[102, 102, 102], [145, 89, 110], [219, 227, 43], [219, 227, 43]]
+    assert all(same(picture, (102, 102, 102)).all() for picture in views.values())
+
+
+@pytest.mark.parametrize(("side", "width"), [(100, 1), (512, 3), (1024, 5)])
+def test_edge_of_one_pixel_is_broad_enough_for_the_page(side: int, width: int) -> None:
+    lines = np.zeros((side, 40), np.float32)
+    lines[20] = 1.0
+    flat = np.full((side, 40), 0.4, np.float32)
+    still = np.zeros_like(flat)
+    evidence = make_evidence(
+        reference=flat, candidate=flat, distance_map=still, edge_map=lines, texture_map=still
+    )
+    assert same(pictures.views(evidence, 1.0)["edges"], (219, 227, 43))[:, 5].sum() == width
 
 
 def test_page_picture_enlarges_whole_pixels_and_reduces_by_averaging() -> None:
@@ -149,6 +192,8 @@ def test_page_picture_enlarges_whole_pixels_and_reduces_by_averaging() -> None:
 
 def test_png_keeps_every_pixel() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    with PIL.Image.open(io.BytesIO(pictures.png(picture))) as read:
-        assert read.format == "PNG"
-        assert (np.asarray(read) == picture).all()
+    for shown, mode in ((picture, "RGB"), (picture[..., :1].repeat(3, axis=-1), "L")):
+        with PIL.Image.open(io.BytesIO(pictures.png(shown))) as read:
+            assert read.format == "PNG"
+            assert read.mode == mode
+            assert (np.asarray(read.convert("RGB")) == shown).all()

@@ -16,14 +16,16 @@ import jsonschema
 import numpy as np
 import PIL.Image
 import pytest
+from rich.console import Console
 
-from medqa import assessment, pictures, report
+from medqa import assessment, console, pictures, report
 from medqa.assessment import Assessment, Evidence
 from medqa.errors import UsageError
 
 NOTE = "medqa informs a qualified person; it is not a medical device."
 INJECTION = '<script>alert("x")</script><img src=http://evil.example/a.png onerror=x>'
-VOID = {"meta", "img", "br", "link", "input", "hr"}
+VOID = {"meta", "img", "br", "link", "input", "hr", "col"}
+VIEWS = ("reference", "candidate", "distance", "edges", "texture")
 
 
 def make_image(**changes: Any) -> assessment.ImageInput:
@@ -53,6 +55,35 @@ def make_limit(name: str, value: float) -> assessment.Limit:
     )
 
 
+def make_gate(measure: str, value: float | None, *met: bool) -> assessment.GateScore:
+    """Worst on slice 7; `met` is for diagnosis, for screening."""
+    return assessment.GateScore(
+        measure=measure,
+        value=value,
+        slice=7,
+        window="lung",
+        diagnostic=met[0],
+        screening=met[1],
+    )
+
+
+def make_gate_limits(
+    measure: str, diagnostic: float, screening: float
+) -> tuple[assessment.Limit, ...]:
+    return tuple(
+        assessment.Limit(
+            name=f"{measure} {level}",
+            value=value,
+            bound="at_least",
+            unit=measure,
+            source=f"reader study of {measure}",
+            date="2026-01-02",
+            status="provisional",
+        )
+        for level, value in (("diagnostic", diagnostic), ("screening", screening))
+    )
+
+
 def make_evidence(
     shape: tuple[int, int] = (64, 48), index: int = 12, name: str = "nodule"
 ) -> Evidence:
@@ -70,6 +101,8 @@ def make_evidence(
         reference=np.where(disc, np.float32(0.95), ramp),
         candidate=ramp,
         distance_map=distance.astype(np.float32),
+        edge_map=np.where(disc, np.float32(1.0), np.float32(0.0)),
+        texture_map=np.zeros(shape, np.float32),
         lpips=float(distance.mean()),
         regions=(("pathology", name, disc), ("annotation", "Annotated box", box)),
     )
@@ -171,6 +204,42 @@ def make_assessment(evidence: tuple[Evidence, ...] = (), **changes: Any) -> Asse
     return made
 
 
+def make_gated(evidence: tuple[Evidence, ...] = (), **changes: Any) -> Assessment:
+    """The same with edges that pass for screening only, texture that passes, and all the rest."""
+    values: dict[str, Any] = {
+        "limits": (
+            *make_assessment().limits,
+            *make_gate_limits("edge_fidelity", 0.95, 0.9),
+            *make_gate_limits("texture_fidelity", 0.9, 0.8),
+        ),
+        "gates": (
+            make_gate("edge_fidelity", 0.9213, False, True),
+            make_gate("texture_fidelity", 0.98765, True, True),
+        ),
+        "metrics": {
+            "psnr_db": 38.125,
+            "ssim": 0.99996,
+            "gmsd": None,
+            "edge_fidelity": 0.9213,
+            "texture_fidelity": 0.98765,
+        },
+        "not_measured": {"dists": "its weights are not at hand; run medqa weights"},
+        "composite": assessment.CompositeScore(
+            value=0.5512, words="poor", parts={"lpips": 0.75, "psnr_db": 0.25}, alert="warning"
+        ),
+        "planes": assessment.PlanesScore(
+            planes=(
+                assessment.PlaneScore(plane="axial", lpips=0.041, slices=5, window="lung"),
+                assessment.PlaneScore(plane="coronal", lpips=0.052, slices=16, window="lung"),
+                assessment.PlaneScore(plane="sagittal", lpips=0.0489, slices=12, window="lung"),
+            ),
+            mean=0.0473,
+            stride=4,
+        ),
+    }
+    return make_assessment(evidence, **values | changes)
+
+
 def make_not_assessable() -> Assessment:
     nothing = {
         "base_lpips_score": None,
@@ -257,6 +326,7 @@ EVERY_KIND = {
     "with evidence": make_assessment((make_evidence(),)),
     "from a store": make_assessment(),
     "not assessable": make_not_assessable(),
+    "with everything": make_gated((make_evidence(),)),
     "single slice": make_assessment(
         (make_evidence(index=0),),
         slices=(assessment.SliceScore(index=0, lpips=0.04, window="soft tissue"),),
@@ -278,7 +348,7 @@ def test_page_asks_for_nothing_from_outside_and_runs_nothing(kind: str, tmp_path
     made = EVERY_KIND[kind]
     page = read(report.write(made, tmp_path))
     names = {path.name for path in tmp_path.iterdir()}
-    assert len(names) == 2 + 3 * len(made.evidence)
+    assert len(names) == 2 + 5 * len(made.evidence)
     for _, attributes in page.elements:
         for name, value in attributes.items():
             if name == "href":
@@ -344,15 +414,17 @@ def test_every_value_stands_beside_its_limit_with_its_recorded_result(tmp_path: 
         ("0.213", "pathology", "0.08", "✗ fail"),
         ("0.0999999", "annotation", "0.1", "✓ pass"),
     ]:
-        origin = f"provisional , 2025-11-20: textbook value for the {name} limit"
-        assert f"{value} LPIPS {name}: at most {limit} LPIPS {result} {origin}" in text
+        assert f"{result} {name}: ≤ {limit} LPIPS" in text
+        assert f"provisional , 2025-11-20: textbook value for the {name} limit" in text
+        assert text.count(f"{value} LPIPS") >= 2  # in the table, and in the drawing
         assert f"{name} limit {limit} LPIPS" in text  # in the drawing
 
 
 def test_result_is_the_recorded_one_and_not_worked_out_again(tmp_path: Path) -> None:
     """A guard band may fail a value below its limit."""
     text = read(report.write(make_assessment(diagnostic_quality=False), tmp_path)).text
-    assert "0.0437 LPIPS diagnostic: at most 0.1 LPIPS ✗ fail, too close" in text
+    assert "0.0437 LPIPS ✗ fail, too close ≤ 0.1 LPIPS ✓ pass ≤ 0.18 LPIPS" in text
+    assert "0.0437 LPIPS ✗ fail, too close diagnostic: ≤ 0.1 LPIPS" in text
     assert "relative error towards the network that the limits hold for is 4.3 %" in text
 
 
@@ -360,14 +432,14 @@ def test_ruined_slice_stands_among_the_values(tmp_path: Path) -> None:
     """A reason that names a slice is the record of one that is not within the screening limit."""
     reason = assessment.Reason(text="Slice 12: bad.", value=0.3, limit=0.18, place="slice 12")
     text = read(report.write(make_assessment(reasons=(reason,)), tmp_path)).text
-    assert "Worst slice slice 12 0.3 LPIPS screening: at most 0.18 LPIPS ✗ fail provisional" in text
+    assert "Worst slice slice 12 0.3 LPIPS ✗ fail screening: ≤ 0.18 LPIPS provisional" in text
     assert "Worst slice slice 12" not in read(report.write(make_assessment(), tmp_path)).text
 
 
 def test_limits_without_a_value_are_listed(tmp_path: Path) -> None:
     made = make_assessment(pathology_preservation=None)
     text = read(report.write(made, tmp_path)).text
-    assert "Pathology not measured pathology: at most 0.08 LPIPS not judged" in text
+    assert "Pathology not measured not judged pathology: ≤ 0.08 LPIPS" in text
 
 
 @pytest.mark.parametrize(
@@ -388,13 +460,113 @@ def test_rounding_never_moves_a_value_across_its_limit(
     assert f"Because. here {words} {limit}" in text
 
 
-def test_companion_measures_have_their_units(tmp_path: Path) -> None:
-    text = read(report.write(make_assessment(), tmp_path)).text
-    assert "PSNR 38.1 dB" in text
-    assert "SSIM 0.971 structural" in text
-    assert "made_up_measure 0.625 –" in text
+def test_first_table_holds_the_whole_image_against_its_limits(tmp_path: Path) -> None:
+    page = read(report.write(make_gated(), tmp_path))
+    head = page.text[: page.text.index("What was compared")]
+    for words in (
+        "Perceptual distance how different the two look; 0 is identical, lower is better "
+        "0.0437 LPIPS ✓ pass ≤ 0.1 LPIPS ✓ pass ≤ 0.18 LPIPS",
+        "Edges kept fine detail at the edges; 1 is all of it, higher is better "
+        "0.921 ✗ fail ≥ 0.95 ✓ pass ≥ 0.9",
+        "Texture kept place and strength of the fine texture; 1 is all of it, higher is better "
+        "0.988 ✓ pass ≥ 0.9 ✓ pass ≥ 0.8",
+    ):
+        assert words in head
+    assert (
+        "Edges kept whole image, worst on slice 7, lung 0.921 ✗ fail diagnostic: ≥ 0.95 "
+        "✓ pass screening: ≥ 0.9 provisional , 2026-01-02: reader study of edge_fidelity"
+    ) in page.text
+
+
+def test_undefined_gate_is_not_met_and_says_so(tmp_path: Path) -> None:
+    gates = (make_gate("edge_fidelity", None, False, False),)
+    text = read(report.write(make_gated(gates=gates), tmp_path)).text
+    assert "not defined here ✗ fail ≥ 0.95 ✗ fail ≥ 0.9" in text
+
+
+def test_identical_images_pass_a_gate_on_the_signal_to_noise_ratio(tmp_path: Path) -> None:
+    """Its ratio is infinite, which a record holds as None; the pass is as recorded."""
+    made = make_assessment(
+        gates=(make_gate("psnr_db", None, True, True),),
+        limits=(*make_assessment().limits, *make_gate_limits("psnr_db", 40.0, 35.0)),
+    )
+    text = read(report.write(made, tmp_path)).text
+    assert "Peak signal-to-noise ratio in dB higher is better identical ✓ pass ≥ 40" in text
+
+
+def test_edges_and_texture_stand_beside_the_distance_without_limits_too(tmp_path: Path) -> None:
+    made = make_assessment(metrics={"edge_fidelity": 0.5, "texture_fidelity": None})
+    text = read(report.write(made, tmp_path)).text
+    assert "higher is better 0.5 no limit no limit" in text
+    assert "higher is better not defined here no limit no limit" in text
+    assert "no limit" not in read(report.write(make_assessment(), tmp_path)).text
+
+
+def test_limits_with_other_origins_are_told_apart(tmp_path: Path) -> None:
+    strict, loose = make_gate_limits("edge_fidelity", 0.95, 0.9)
+    loose = loose.model_copy(update={"source": "our readers"})
+    made = make_gated(limits=(strict, loose), gates=(make_gate("edge_fidelity", 0.96, True, True),))
+    text = read(report.write(made, tmp_path)).text
+    assert "diagnostic: provisional , 2026-01-02: reader study of edge_fidelity" in text
+    assert "screening: provisional , 2026-01-02: our readers" in text
+
+
+def test_gate_limits_of_what_was_not_assessed_are_listed(tmp_path: Path) -> None:
+    made = make_not_assessable().model_copy(
+        update={"limits": make_gate_limits("edge_fidelity", 0.95, 0.9)}
+    )
+    text = read(report.write(made, tmp_path)).text
+    assert "Edges kept not measured not judged diagnostic: ≥ 0.95" in text
+    assert "For screening" not in text
+
+
+def test_other_measures_say_which_direction_is_better(tmp_path: Path) -> None:
+    text = read(report.write(make_gated(), tmp_path)).text
+    other = text[text.index("Other measures") : text.index("Provenance")]
+    assert "Peak signal-to-noise ratio in dB psnr_db 38.1 higher" in other
+    # 1 is said of what is identical only.
+    assert "Structural similarity ssim 0.99996 higher" in other
+    assert "Unevenness of the damage to edges gmsd not defined here lower" in other
+    assert "dists not measured: its weights are not at hand; run medqa weights lower" in other
+    assert "Edges kept" not in other
+    unknown = read(report.write(make_assessment(), tmp_path)).text
+    assert "made_up_measure 0.625 –" in unknown.lower()
     identical = read(report.write(EVERY_KIND["identical"], tmp_path)).text
-    assert "PSNR infinite (identical)" in identical
+    assert "psnr_db identical" in identical
+
+
+def test_composite_is_one_line_that_decides_nothing(tmp_path: Path) -> None:
+    text = read(report.write(make_gated(), tmp_path)).text
+    assert (
+        "Composite: 0.551 of 1, poor; alert: ! warning . Made of 75 % perceptual distance, "
+        "25 % peak signal-to-noise ratio in dB. No verdict rests on it."
+    ) in text
+    assert "Composite" not in read(report.write(make_assessment(), tmp_path)).text
+
+
+def test_planes_and_their_mean(tmp_path: Path) -> None:
+    text = read(report.write(make_gated(), tmp_path)).text
+    assert "one slice in 4" in text
+    assert "Axial 0.041 LPIPS 5 lung Coronal 0.052 LPIPS 16 lung Sagittal 0.0489" in text
+    assert "Mean of the three 0.0473 LPIPS" in text
+    assert "Anatomical planes" not in read(report.write(make_assessment(), tmp_path)).text
+
+
+def test_panel_has_one_line_for_each_gate() -> None:
+    def shown(made: Assessment) -> str:
+        terminal = Console(width=100, file=io.StringIO())
+        terminal.print(console.panel(made))
+        return " ".join(terminal.file.getvalue().replace("│", "").split())
+
+    gates = (
+        make_gate("edge_fidelity", 0.9213, False, True),
+        make_gate("texture_fidelity", None, False, False),
+    )
+    text = shown(make_gated(gates=gates))
+    assert "distance, for diagnosis 0.0437 ≤ 0.100 passed" in text
+    assert "edges kept, for diagnosis 0.9213 ≥ 0.950 not passed" in text
+    assert "texture kept, for diagnosis undefined ≥ 0.900 not passed" in text
+    assert "kept, for" not in shown(make_assessment())
 
 
 def test_provenance_is_complete_and_names_no_patient(tmp_path: Path) -> None:
@@ -403,7 +575,7 @@ def test_provenance_is_complete_and_names_no_patient(tmp_path: Path) -> None:
         "0198a2f0-0000-7000-8000-000000000001",
         "2025-11-20 16:22:03 UTC",
         "ct, version 1.0, provisional",
-        "LPIPS gray, version 2",
+        "LPIPS gray, version 2, computed in float32 on cpu",
         "20 × 64 × 48 (slices × rows × columns), unit HU, spacing 5.0 × 0.8 × 0.8 mm",
         "DICOM, CT, chest, 64 × 48 pixels × 20 slices, JPEG 2000 Image Compression",
         *(digit * 64 for digit in "abdef012"),
@@ -442,33 +614,39 @@ def test_single_slice_has_no_slice_plot(tmp_path: Path) -> None:
 
 def test_pictures_on_the_page_and_beside_it(tmp_path: Path) -> None:
     page = read(report.write(make_assessment((make_evidence((64, 48)),)), tmp_path))
-    for view in ("reference", "candidate", "distance"):
-        with PIL.Image.open(tmp_path / f"slice-012-soft-tissue-{view}.png") as picture:
+    names = [f"slice-012-soft-tissue-{view}.png" for view in VIEWS]
+    for name in names:
+        with PIL.Image.open(tmp_path / name) as picture:
             assert picture.size == (48, 64)
+    assert [link["href"] for link in page.all("a")] == names
     bar, *shown = data_pictures(page)
-    # 10 is the largest whole number of times that 64 fits into 700.
-    assert [one.shape for one in shown] == [(640, 480, 3)] * 3
-    with PIL.Image.open(tmp_path / "slice-012-soft-tissue-reference.png") as picture:
-        assert (shown[0][5::10, 5::10] == np.asarray(picture)).all()
+    # 8 and 6 are the largest whole numbers of times that 64 fits into 512 and 384.
+    assert [one.shape for one in shown] == [(512, 384, 3)] * 2 + [(384, 288, 3)] * 3
+    for one, name, times in zip(shown, names, (8, 8, 6, 6, 6), strict=True):
+        with PIL.Image.open(tmp_path / name) as picture:
+            assert (one[times // 2 :: times, times // 2 :: times] == np.asarray(picture)).all()
     # The scale ends at twice the screening limit, for every slice.
     assert bar.shape[1] > bar.shape[0] * 100
-    assert "0.36 LPIPS and more" in page.text
+    assert "Distance identical 0.18 LPIPS 0.36 LPIPS" in page.text
+    assert "Texture changed same strength twice or half four times or a quarter" in page.text
+    assert "Reference 1 2 Candidate 1 2 Distance 1 2 Edges lost 1 2 Texture changed" in page.text
     assert "1 nodule (pathology, solid outline) 2 Annotated box (annotation, dashed" in page.text
-    assert [image["style"] for image in page.all("img")[1:]] == ["aspect-ratio: 38.4 / 51.2"] * 3
+    assert [image["style"] for image in page.all("img")[1:]] == ["aspect-ratio: 38.4 / 51.2"] * 5
 
 
 def test_large_pictures_are_reduced_on_the_page_only(tmp_path: Path) -> None:
     page = read(report.write(make_assessment((make_evidence((3000, 2400)),)), tmp_path))
-    assert [one.shape for one in data_pictures(page)[1:]] == [(700, 560, 3)] * 3
+    shapes = [one.shape for one in data_pictures(page)[1:]]
+    assert shapes == [(512, 410, 3)] * 2 + [(384, 307, 3)] * 3
     with PIL.Image.open(tmp_path / "slice-012-soft-tissue-distance.png") as picture:
         assert picture.size == (2400, 3000)
 
 
 def test_two_displays_that_are_spelt_alike_keep_their_pictures(tmp_path: Path) -> None:
     one = make_evidence()
-    other = Evidence(12, "Soft/Tissue", one.candidate, one.candidate, one.distance_map, 0.1)
+    other = dataclasses.replace(one, window="Soft/Tissue")
     report.write(make_assessment((one, other)), tmp_path)
-    assert len(list(tmp_path.glob("slice-012-soft-tissue*.png"))) == 6
+    assert len(list(tmp_path.glob("slice-012-soft-tissue*.png"))) == 10
 
 
 def test_without_evidence_the_page_says_so(tmp_path: Path) -> None:
@@ -500,6 +678,8 @@ def test_text_from_files_is_escaped_everywhere(tmp_path: Path) -> None:
             candidate=make_image(transfer_syntax=INJECTION),
         ),
         metrics={INJECTION: 1.0},
+        not_measured={INJECTION: INJECTION},
+        gates=(make_gate(INJECTION, 0.5, False, False),),
     )
     rows = [report.IndexRow(INJECTION, INJECTION, made, "a b/report.html")]
     for path in (report.write(made, tmp_path), report.index(rows, tmp_path / "index.html")):
@@ -571,7 +751,7 @@ def test_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 def test_index_groups_and_links(tmp_path: Path) -> None:
     rows = [
-        report.IndexRow("5:1", "Abdomen", make_assessment((make_evidence(),)), "a b/report.html"),
+        report.IndexRow("5:1", "Abdomen", make_gated((make_evidence(),)), "a b/report.html"),
         report.IndexRow("cut off", "Head", make_not_assessable(), "na/report.html"),
         report.IndexRow("15:1", "Abdomen", make_assessment(verdict="unsuitable"), "c/report.html"),
     ]
@@ -587,10 +767,11 @@ def test_index_groups_and_links(tmp_path: Path) -> None:
     order = [page.text.index(words) for words in parts]
     assert order == sorted(order)
     assert (
-        "Whole image: 0.0437 LPIPS ✓ pass diagnostic: at most 0.1 ✓ pass screening: at most 0.18"
-        in page.text
+        "Perceptual distance: 0.0437 LPIPS ✓ pass diagnostic: ≤ 0.1 LPIPS "
+        "✓ pass screening: ≤ 0.18 LPIPS" in page.text
     )
-    assert "Pathology: 0.213 LPIPS ✗ fail pathology: at most 0.08" in page.text
+    assert "Edges kept: 0.921 ✗ fail diagnostic: ≥ 0.95 ✓ pass screening: ≥ 0.9" in page.text
+    assert "Pathology: 0.213 LPIPS ✗ fail pathology: ≤ 0.08 LPIPS" in page.text
     assert "✗ Unsuitable 1: must not be read for diagnosis or screening" in page.text
     assert NOTE in page.text
     assert "The thresholds are provisional" in page.text
