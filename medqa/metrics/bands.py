@@ -239,18 +239,14 @@ _SOURCE = "medqa, docs/bands.md: settings found on one half of a public CT reade
 
 EDGE_FIDELITY = Measure(
     "edge_fidelity",
-    "edges kept",
     edge_fidelity,
-    "higher",
     _SOURCE,
     masked=True,
     smallest_side=_SMALLEST_SIDE,
 )
 TEXTURE_FIDELITY = Measure(
     "texture_fidelity",
-    "texture kept",
     texture_fidelity,
-    "higher",
     _SOURCE,
     masked=True,
     smallest_side=_SMALLEST_SIDE,

@@ -237,26 +237,20 @@ def mutual_information(
 COMPANIONS: tuple[Measure, ...] = (
     Measure(
         "psnr_db",
-        "peak signal-to-noise ratio in dB",
         psnr_db,
-        "higher",
         "Huynh-Thu and Ghanbari, Electronics Letters 2008, doi:10.1049/el:20080522",
         masked=True,
     ),
     Measure(
         "ssim",
-        "structural similarity",
         ssim,
-        "higher",
         "Wang et al., IEEE TIP 2004, doi:10.1109/TIP.2003.819861",
         masked=True,
         smallest_side=_SSIM_WINDOW,
     ),
     Measure(
         "ms_ssim",
-        "structural similarity over five scales",
         ms_ssim,
-        "higher",
         "Wang, Simoncelli and Bovik, Asilomar 2003, doi:10.1109/ACSSC.2003.1292216",
         masked=False,
         # The window on the image halved four times.
@@ -264,9 +258,7 @@ COMPANIONS: tuple[Measure, ...] = (
     ),
     Measure(
         "vif",
-        "visual information kept",
         vif,
-        "higher",
         "Sheikh and Bovik, IEEE TIP 2006, doi:10.1109/TIP.2005.859378",
         masked=False,
         # Windows of 17, 9, 5 and 3 pixels, halved before each but the first.
@@ -274,9 +266,7 @@ COMPANIONS: tuple[Measure, ...] = (
     ),
     Measure(
         "haarpsi",
-        "likeness of fine edges",
         haarpsi,
-        "higher",
         "Reisenhofer et al., Signal Processing: Image Communication 2018, "
         "doi:10.1016/j.image.2017.11.001",
         masked=False,
@@ -285,9 +275,7 @@ COMPANIONS: tuple[Measure, ...] = (
     ),
     Measure(
         "fsim",
-        "likeness of features",
         fsim,
-        "higher",
         "Zhang et al., IEEE TIP 2011, doi:10.1109/TIP.2011.2109730",
         masked=False,
         # The gradient filter.
@@ -295,9 +283,7 @@ COMPANIONS: tuple[Measure, ...] = (
     ),
     Measure(
         "gmsd",
-        "unevenness of the damage to edges",
         gmsd,
-        "lower",
         "Xue et al., IEEE TIP 2014, doi:10.1109/TIP.2013.2293423",
         masked=False,
         # The gradient filter, 3 pixels, on the halved image.
@@ -305,9 +291,7 @@ COMPANIONS: tuple[Measure, ...] = (
     ),
     Measure(
         "dists",
-        "difference in structure and texture",
         dists,
-        "lower",
         "Ding et al., IEEE TPAMI 2022, doi:10.1109/TPAMI.2020.3045810",
         masked=False,
         # Below it the deepest maps are one pixel, which has no texture.
@@ -315,17 +299,13 @@ COMPANIONS: tuple[Measure, ...] = (
     ),
     Measure(
         "nmse",
-        "error relative to the reference",
         nmse,
-        "lower",
         "Zbontar et al., fastMRI 2018, doi:10.48550/arXiv.1811.08839",
         masked=True,
     ),
     Measure(
         "mutual_information",
-        "information shared, in bits",
         mutual_information,
-        "higher",
         "Maes et al., IEEE TMI 1997, doi:10.1109/42.563664",
         masked=True,
     ),

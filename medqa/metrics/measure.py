@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
+
+from medqa.assessment import MEASURE_WORDS, Better
 
 __all__ = ["Measure"]
 
@@ -18,15 +19,11 @@ class Measure:
     Parameters
     ----------
     name
-        As in the record: ``psnr_db``.
-    title
-        In plain words: ``edges kept``.
+        As in the record, a key of `medqa.assessment.MEASURE_WORDS`: ``psnr_db``.
     function
         Called as ``function(reference, candidate, data_range=1.0, mask=None)`` with two
         (N, 1, H, W) tensors in [0, data_range] and, where `masked`, an (N, 1, H, W) bool mask;
         returns (N,) values, NaN where undefined.
-    better
-        Which direction is better.
     source
         The publication that defines it.
     masked
@@ -36,9 +33,17 @@ class Measure:
     """
 
     name: str
-    title: str
     function: Callable[..., Tensor]
-    better: Literal["higher", "lower"]
     source: str
     masked: bool
     smallest_side: int = 1
+
+    @property
+    def title(self) -> str:
+        """In plain words: ``edges kept``."""
+        return MEASURE_WORDS[self.name][0]
+
+    @property
+    def better(self) -> Better:
+        """Which direction is better."""
+        return MEASURE_WORDS[self.name][1]
