@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -445,3 +447,23 @@ def test_accelerator_agrees_with_the_processor(precision: str, error: float) -> 
     found = GrayLPIPS(precision=precision, device="cuda")(one, other)
     assert found.device.type == "cuda"
     torch.testing.assert_close(found.cpu(), expected, rtol=error, atol=0)
+
+
+_MAMMOGRAM = """
+import resource, torch
+from medqa.lpips import GrayLPIPS
+generator = torch.Generator().manual_seed(0)
+one = torch.rand(1, 1, 4096, 6144, generator=generator)
+other = (one + 0.01 * torch.randn(one.shape, generator=generator)).clamp(0, 1)
+with torch.inference_mode():
+    GrayLPIPS().compare(one, other).map()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+
+
+def test_a_mammogram_takes_less_than_two_gibibytes() -> None:
+    # In a process of its own, whose peak is that of this comparison; all of torch counts in.
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", _MAMMOGRAM], check=True, capture_output=True, text=True
+    )
+    assert float(done.stdout) < 2

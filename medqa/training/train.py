@@ -21,10 +21,10 @@ from medqa.training.pairs import Group, draw_group, tap_maps
 from medqa.training.sources import Picture
 from medqa.weights import Weights, digest
 
-__all__ = ["SHARD", "WIDTHS", "export", "optimise", "prepare", "prune"]
+__all__ = ["SHARD", "WIDTHS", "export", "optimise", "prepare", "prune", "widen"]
 
 #: Channels of the five taps; AlexNet has 64, 192, 384, 256, 256.
-WIDTHS = (32, 80, 128, 128, 128)
+WIDTHS = (32, 96, 160, 160, 160)
 
 #: Denoisers whose work is trained on.
 RECIPES = (
@@ -161,6 +161,7 @@ def optimise(
     run: Path,
     *,
     steps: int,
+    stop: int | None = None,
     batch: int,
     rate: float = 4e-4,
     region_weight: float = 1.0,
@@ -169,7 +170,8 @@ def optimise(
 ) -> GrayLPIPS:
     """Train on the shards, with a checkpoint every 250 steps.
 
-    Goes on where an earlier call stopped. `region_weight` is what the distance inside small
+    Goes on where an earlier call stopped. The rate makes one cycle of `steps`, of which `stop` is
+    the last that is done, if it is given. `region_weight` is what the distance inside small
     boxes weighs, beside that of the whole patch.
     """
     torch.manual_seed(seed)
@@ -184,7 +186,7 @@ def optimise(
         optimiser.load_state_dict(state["optimiser"])
         schedule.load_state_dict(state["schedule"])
         first = state["step"]
-    for step in range(first, steps):
+    for step in range(first, stop or steps):
         rng = np.random.default_rng((seed, step))
         loss, figures = _loss(student, _batch(shards, batch, rng, device), region_weight)
         optimiser.zero_grad(set_to_none=True)
@@ -198,7 +200,7 @@ def optimise(
         if (step + 1) % 50 == 0:
             with (run / "log.jsonl").open("a") as log:
                 log.write(json.dumps({"step": step + 1, **figures}) + "\n")
-        if (step + 1) % 250 == 0 or step + 1 == steps:
+        if (step + 1) % 250 == 0 or step + 1 == (stop or steps):
             state = {
                 "student": student.state_dict(),
                 "optimiser": optimiser.state_dict(),
