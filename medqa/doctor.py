@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+import torch
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import (
     JPEG2000,
@@ -23,6 +24,7 @@ from pydicom.uid import (
 from medqa._version import __version__
 from medqa.audit import Store
 from medqa.errors import MedqaError
+from medqa.metrics import MEASURES, unavailable
 from medqa.weights import BACKBONES, find, locate
 
 __all__ = ["Finding", "examine"]
@@ -51,13 +53,24 @@ class Finding:
 
 def examine(db: str | None = None, weights: str | Path | None = None) -> list[Finding]:
     """Look at versions, networks, codecs and the audit database."""
-    return [*_versions(), *_networks(weights), *_codecs(), _database(db)]
+    measures = [_measure(name) for name in MEASURES if unavailable(name)]
+    return [*_versions(), _device(), *_networks(weights), *measures, *_codecs(), _database(db)]
 
 
 def _versions() -> Iterator[Finding]:
     yield Finding("medqa", "works", f"{__version__}, Python {platform.python_version()}")
     for name in _PACKAGES:
         yield Finding(name, "works", metadata.version(name))
+
+
+def _device() -> Finding:
+    if torch.cuda.is_available():
+        return Finding("device", "works", f"cuda: {torch.cuda.get_device_name()}")
+    return Finding("device", "works", f"cpu, {torch.get_num_threads()} threads; no accelerator")
+
+
+def _measure(name: str) -> Finding:
+    return Finding(f"measure {name}", "missing", str(unavailable(name)))
 
 
 def _networks(weights: str | Path | None) -> Iterator[Finding]:

@@ -329,7 +329,7 @@ def test_weights(medqa: Medqa, shared_weights: Path, tmp_path: Path) -> None:
 def test_doctor(medqa: Medqa, tmp_path: Path) -> None:
     fine = medqa("doctor")
     assert fine.code == 0
-    for part in ("torch", "network gray", "JPEG 2000", "audit database"):
+    for part in ("torch", "device", "network gray", "JPEG 2000", "audit database"):
         assert part in fine.out
     broken = medqa("doctor", "--db", tmp_path)
     assert broken.code == 2

@@ -139,7 +139,7 @@ def test_terms_add_up() -> None:
     made, target = _pair(2, 1, 36, 40)
     network = GrayLPIPS()
     lpips = network(target, made).mean()
-    style = gram_distance(network.features(target), network.features(made)).mean()
+    style = gram_distance(network.encode(target), network.encode(made)).mean()
     absolute = np.abs(made.numpy() - target.numpy()).mean()
     rows, columns = (np.abs(np.diff(made.numpy(), axis=axis)).mean() for axis in (2, 3))
     expected = lpips + 0.5 * style + 2 * absolute + 3 * (rows + columns)

@@ -20,10 +20,10 @@ from medqa.training import train as training
 from medqa.training.sources import pictures
 from medqa.weights import load_gray
 
-VERSION = "2"
+VERSION = "1"
 _PHASE = (
-    "{stop} steps of {batch} groups of twelve with {widths} channels (a cycle of {steps} to {rate:g}, "
-    "region weight {region_weight:g}, seed {seed}, on {device})"
+    "{steps} steps of {batch} groups of twelve (one cycle to {rate:g}, region weight "
+    "{region_weight:g}, seed {seed}, on {device})"
 )
 
 app = typer.Typer(help=__doc__, add_completion=False, rich_markup_mode=None)
@@ -46,16 +46,8 @@ def train(
     run: Run,
     weights: Folder,
     shards: Annotated[Path | None, typer.Option(help="Of `prepare`, if not in the run.")] = None,
-    start: Annotated[
-        Path | None, typer.Option(help="Run to start from, not AlexNet; widened where narrower.")
-    ] = None,
-    widths: Annotated[
-        tuple[int, int, int, int, int], typer.Option(help="Channels of the five taps.")
-    ] = training.WIDTHS,
+    start: Annotated[Path | None, typer.Option(help="Run to start from, not AlexNet.")] = None,
     steps: int = 6500,
-    stop: Annotated[
-        int | None, typer.Option(help="Last step, where the cycle is not to be finished.")
-    ] = None,
     batch: int = 8,
     rate: float = 4e-4,
     region_weight: float = 1.0,
@@ -66,9 +58,7 @@ def train(
     shards = shards or run / "shards"
     run.mkdir(parents=True, exist_ok=True)
     phase = {
-        "widths": widths,
         "steps": steps,
-        "stop": stop or steps,
         "batch": batch,
         "rate": rate,
         "region_weight": region_weight,
@@ -77,19 +67,15 @@ def train(
     }
     earlier = [] if start is None else json.loads((start / "phases.json").read_text("utf-8"))
     (run / "phases.json").write_text(json.dumps([*earlier, phase]) + "\n", "utf-8")
-    teacher = GrayLPIPS("alex", weights)
     if start is None:
-        first = training.prune(teacher, shards, widths)
+        first = training.prune(GrayLPIPS("alex", weights), shards)
     else:
         first = load_gray(start / "trained.safetensors")
-        if tuple(map(len, first.heads)) != widths:
-            first = training.widen(first, teacher, shards, widths)
     network = training.optimise(
         first,
         shards,
         run,
         steps=steps,
-        stop=stop,
         batch=batch,
         rate=rate,
         region_weight=region_weight,

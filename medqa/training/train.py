@@ -21,10 +21,10 @@ from medqa.training.pairs import Group, draw_group, tap_maps
 from medqa.training.sources import Picture
 from medqa.weights import Weights, digest
 
-__all__ = ["SHARD", "WIDTHS", "export", "optimise", "prepare", "prune", "widen"]
+__all__ = ["SHARD", "WIDTHS", "export", "optimise", "prepare", "prune"]
 
 #: Channels of the five taps; AlexNet has 64, 192, 384, 256, 256.
-WIDTHS = (32, 96, 160, 160, 160)
+WIDTHS = (32, 80, 128, 128, 128)
 
 #: Denoisers whose work is trained on.
 RECIPES = (
@@ -82,76 +82,35 @@ def _unit(stored: NDArray[np.uint16] | Tensor) -> Tensor:
     return torch.as_tensor(stored).float() / 65535
 
 
-def prune(teacher: GrayLPIPS, shards: Path, widths: Sequence[int] = WIDTHS) -> Weights:
-    """Start `gray` from the teacher's channels that matter most on some of the shards."""
-    ranked = _ranked(teacher, shards)
-    keep = [rank[:width].sort().values for rank, width in zip(ranked, widths, strict=True)]
-    return _weights(*_part(teacher, keep))
-
-
-def widen(
-    narrow: Weights, teacher: GrayLPIPS, shards: Path, widths: Sequence[int] = WIDTHS
-) -> Weights:
-    """Start a wider `gray` from a trained one, with the teacher's next channels beside its own.
-
-    The trained channels do not listen to the new ones at first, whose heads begin small: so the
-    distances hardly change.
-    """
-    keep = []
-    for rank, own, width in zip(_ranked(teacher, shards), narrow.heads, widths, strict=True):
-        # In the order of `prune`, then the new ones.
-        keep.append(torch.cat([rank[: len(own)].sort().values, rank[len(own) : width]]))
-    trunk, heads = _part(teacher, keep)
-    for tap, own in enumerate(narrow.heads):
-        kernel, bias = trunk[2 * tap], trunk[2 * tap + 1]
-        trained = narrow.trunk[2 * tap]
-        kernel[: len(own)] = 0
-        kernel[: len(own), : trained.shape[1]] = trained
-        bias[: len(own)] = narrow.trunk[2 * tap + 1]
-        heads[tap] *= 0.1
-        heads[tap][: len(own)] = own
-    return _weights(trunk, heads)
-
-
 @torch.inference_mode()
-def _ranked(teacher: GrayLPIPS, shards: Path) -> list[Tensor]:
-    """Channels of each tap, the one that matters most first.
+def prune(teacher: GrayLPIPS, shards: Path, widths: Sequence[int] = WIDTHS) -> Weights:
+    """Start `gray` from the teacher's channels that matter most on some of the shards.
 
     A channel matters by its energy as the next convolution weighs it, and by its head.
     """
     some = [load_file(path)["candidates"][:, :1] for path in sorted(shards.iterdir())[:3]]
-    x = _unit(torch.cat(some))
-    kernels = [parameter.detach() for parameter in teacher.stages.parameters()][0::2]
+    images = _unit(torch.cat(some))
+    tensors = [parameter.detach() for parameter in teacher.stages.parameters()]
+    kernels, biases = tensors[0::2], tensors[1::2]
     energies = []
+    x = images
     for stage in teacher.stages:
         x = stage(x)
         energies.append(x.square().mean(dim=(0, 2, 3)))
-    ranked = []
-    for tap, (energy, head) in enumerate(zip(energies, teacher.heads, strict=True)):
-        scored = energy * head / (energy * head).sum()
+    before = torch.arange(kernels[0].shape[1])
+    trunk: list[Tensor] = []
+    heads: list[Tensor] = []
+    for tap, width in enumerate(widths):
+        scored = energies[tap] * teacher.heads[tap] / (energies[tap] * teacher.heads[tap]).sum()
         # Heads are sparse: the square root keeps weak ones in the running.
         matter = scored.sqrt() / scored.sqrt().sum()
         if tap + 1 < len(kernels):
-            onward = energy * kernels[tap + 1].square().sum(dim=(0, 2, 3))
+            onward = energies[tap] * kernels[tap + 1].square().sum(dim=(0, 2, 3))
             matter = matter + onward / onward.sum()
-        ranked.append(matter.argsort(descending=True))
-    return ranked
-
-
-def _part(teacher: GrayLPIPS, keep: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Trunk and heads of the teacher's network with these channels alone."""
-    tensors = [parameter.detach() for parameter in teacher.stages.parameters()]
-    before = torch.arange(tensors[0].shape[1])
-    trunk: list[Tensor] = []
-    for kernel, bias, kept in zip(tensors[0::2], tensors[1::2], keep, strict=True):
-        trunk += [kernel[kept][:, before].clone(), bias[kept].clone()]
-        before = kept
-    return trunk, [
-        head.detach()[kept].clone() for head, kept in zip(teacher.heads, keep, strict=True)
-    ]
-
-
-def _weights(trunk: Sequence[Tensor], heads: Sequence[Tensor]) -> Weights:
+        keep = matter.topk(width).indices.sort().values
+        trunk += [kernels[tap][keep][:, before].clone(), biases[tap][keep].clone()]
+        heads.append(teacher.heads[tap][keep].clone())
+        before = keep
     return Weights("gray", "0", tuple(trunk), tuple(heads), digest((*trunk, *heads)), 0.0)
 
 
@@ -161,7 +120,6 @@ def optimise(
     run: Path,
     *,
     steps: int,
-    stop: int | None = None,
     batch: int,
     rate: float = 4e-4,
     region_weight: float = 1.0,
@@ -170,8 +128,7 @@ def optimise(
 ) -> GrayLPIPS:
     """Train on the shards, with a checkpoint every 250 steps.
 
-    Goes on where an earlier call stopped. The rate makes one cycle of `steps`, of which `stop` is
-    the last that is done, if it is given. `region_weight` is what the distance inside small
+    Goes on where an earlier call stopped. `region_weight` is what the distance inside small
     boxes weighs, beside that of the whole patch.
     """
     torch.manual_seed(seed)
@@ -186,7 +143,7 @@ def optimise(
         optimiser.load_state_dict(state["optimiser"])
         schedule.load_state_dict(state["schedule"])
         first = state["step"]
-    for step in range(first, stop or steps):
+    for step in range(first, steps):
         rng = np.random.default_rng((seed, step))
         loss, figures = _loss(student, _batch(shards, batch, rng, device), region_weight)
         optimiser.zero_grad(set_to_none=True)
@@ -200,7 +157,7 @@ def optimise(
         if (step + 1) % 50 == 0:
             with (run / "log.jsonl").open("a") as log:
                 log.write(json.dumps({"step": step + 1, **figures}) + "\n")
-        if (step + 1) % 250 == 0 or step + 1 == (stop or steps):
+        if (step + 1) % 250 == 0 or step + 1 == steps:
             state = {
                 "student": student.state_dict(),
                 "optimiser": optimiser.state_dict(),
