@@ -342,8 +342,8 @@ class GrayLPIPS(nn.Module):
         return max(_GRID, side // _GRID * _GRID)
 
     def _bytes(self, rows: int, columns: int) -> float:
-        """Memory that a pair takes on its way through the network."""
-        return 2 * self._working_set * rows * columns * self.dtype.itemsize
+        """Memory that a pair takes on its way through the network; in reduced precision less."""
+        return 2 * self._working_set * rows * columns * torch.float32.itemsize
 
     @property
     def _smallest(self) -> int:

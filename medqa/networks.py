@@ -214,10 +214,11 @@ _Layer = Stem | nn.Conv2d | nn.MaxPool2d
 
 def compute_in(network: nn.ModuleList, dtype: torch.dtype) -> None:
     """Let the network compute in another type, but for its first convolution."""
-    network.to(dtype)
     for module in network.modules():
         if isinstance(module, Stem):
-            module.float().gives = None if dtype == torch.float32 else dtype
+            module.gives = None if dtype == torch.float32 else dtype
+        elif isinstance(module, nn.Conv2d):
+            module.to(dtype)
 
 
 def pieces(*batches: Tensor) -> Iterator[tuple[Tensor, ...]]:

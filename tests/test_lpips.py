@@ -401,7 +401,7 @@ def test_same_input_same_bits(precision: str) -> None:
 
 
 @pytest.mark.parametrize("backbone", ["gray", "alex", "squeeze", "vgg"])
-@pytest.mark.parametrize(("precision", "error"), [("bfloat16", 0.1), ("float16", 0.02)])
+@pytest.mark.parametrize(("precision", "error"), [("bfloat16", 0.05), ("float16", 0.02)])
 @pytest.mark.parametrize("noise", [0.1, 0.01, 0.001, 0.0001])
 def test_reduced_precision_keeps_faint_damage(
     network: Callable[[str], GrayLPIPS],
@@ -439,7 +439,7 @@ def test_unknown_devices_are_refused() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize(
-    ("precision", "error"), [("float32", 1e-4), ("float16", 0.02), ("bfloat16", 0.1)]
+    ("precision", "error"), [("float32", 1e-4), ("float16", 0.003), ("bfloat16", 0.02)]
 )
 def test_accelerator_agrees_with_the_processor(precision: str, error: float) -> None:
     one, other = _pair(200, 231)
