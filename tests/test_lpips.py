@@ -386,8 +386,18 @@ def test_identical_pairs_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> No
 def test_little_memory_splits_the_batch(alex: GrayLPIPS, monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = (torch.cat([x] * 3) for x in _pair(80, 96))
     whole = alex(one, other)
+    kept = alex.differences(alex.features(one), other).distance()
+    single = alex.differences(alex.features(one[:1]), other).distance()
+    assert alex._together(80, 96) >= len(one)
     monkeypatch.setattr(medqa.lpips, "_LARGEST_RUN", {"cpu": alex._bytes(80, 96)})
+    assert alex._together(80, 96) == 1
     torch.testing.assert_close(alex(one, other), whole, rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        alex.differences(alex.features(one), other).distance(), kept, rtol=1e-5, atol=0
+    )
+    torch.testing.assert_close(
+        alex.differences(alex.features(one[:1]), other).distance(), single, rtol=1e-5, atol=0
+    )
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
