@@ -238,7 +238,7 @@ class GrayLPIPS(nn.Module):
     def features(self, references: Tensor) -> Features:
         """Encode (N, 1, H, W) references in [0, 1] for `differences`.
 
-        They are kept whole: 10 (squeeze: 50, vgg: 200) values for every pixel.
+        They are kept whole, about 6 values for every pixel (alex: 12, squeeze: 52, vgg: 270).
         """
         return self._features(self._prepared(references), _size(references))
 
