@@ -6,6 +6,7 @@ compute anything anew. Distances are LPIPS (0 is identical, lower is better, no 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -332,6 +333,11 @@ class MeasureScore:
     value: float | None
     slice: int | None = None
     window: str | None = None
+
+    @property
+    def recorded(self) -> float | None:
+        """The value as it stands in a record."""
+        return self.value if self.value is not None and math.isfinite(self.value) else None
 
 
 @dataclass(frozen=True)

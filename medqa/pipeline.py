@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -240,7 +239,7 @@ def _assess(
         pathology_preservation=judgement.pathology,
         annotation_preservation=judgement.annotations,
         clinical_suitability=judgement.suitability,
-        metrics={name: _finite(one.value) for name, one in scores.measures.items()},
+        metrics={name: one.recorded for name, one in scores.measures.items()},
         not_measured=not_measured,
         gates=judgement.gates,
         composite=composite(
@@ -355,10 +354,6 @@ def _measures(profile: Profile) -> tuple[list[str], dict[str, str]]:
                 profile.source, f"{gate.measure} decides, but {reason}", "or use another profile"
             )
     return run, missing
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
 
 
 def _metric(context: _Context) -> MetricRef:

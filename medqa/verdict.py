@@ -276,7 +276,7 @@ def judge(
         gates=tuple(
             GateScore(
                 measure=strict.gate.measure,
-                value=_finite(strict.score.value),
+                value=strict.score.recorded,
                 slice=strict.score.slice,
                 window=strict.score.window,
                 diagnostic=strict.passed,
@@ -380,11 +380,7 @@ def _gate_reason(check: _GateCheck) -> Reason:
     text = f"{shown} is {side} the {check.limit_name} limit {shown_limit}"
     if check.passed:
         text = f"{shown} meets the {check.limit_name} limit {shown_limit}"
-    return Reason(text=f"{place}: {text}", value=_finite(value), limit=limit, place=words)
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+    return Reason(text=f"{place}: {text}", value=check.score.recorded, limit=limit, place=words)
 
 
 def _figures(value: float, limit: float, low: float, high: float) -> list[str]:
