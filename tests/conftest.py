@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -44,3 +48,34 @@ def _private_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     for name in ("MEDQA_DB", "MEDQA_KEY", "MEDQA_WEIGHTS"):
         monkeypatch.delenv(name, raising=False)
+
+
+_NAMES = {"alex": "alexnet", "squeeze": "squeezenet1_1", "vgg": "vgg16"}
+
+
+@pytest.fixture(scope="session")
+def official_trunk(shared_weights: Path) -> Callable[..., AbstractContextManager[None]]:
+    """Within it, torchvision builds a network with the trunk that a peer would download.
+
+    Takes the backbone, and another trunk to give than the official one.
+    """
+    import torchvision
+    from safetensors.torch import load_file
+
+    @contextmanager
+    def given(backbone: str, trunk: dict[str, Any] | None = None) -> Iterator[None]:
+        name = _NAMES[backbone]
+        tensors = trunk or load_file(shared_weights / f"{name}_features.safetensors")
+        original = getattr(torchvision.models, name)
+
+        def offline(pretrained: bool = False) -> Any:  # noqa: ARG001 (the peers' call)
+            model = original(weights=None)
+            model.features.load_state_dict(tensors)
+            return model
+
+        with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+            warnings.simplefilter("ignore")  # the peers load their heads the old way
+            patch.setattr(torchvision.models, name, offline)
+            yield
+
+    return given

@@ -5,16 +5,15 @@ from __future__ import annotations
 import copy
 import math
 import pickle
-import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torchvision
 from monai.data import MetaTensor
 from monai.losses import PerceptualLoss as MonaiLoss
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from medqa.errors import PixelError, UsageError
@@ -29,19 +28,9 @@ def _pair(*shape: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def monai_loss(shared_weights: Path) -> MonaiLoss:
+def monai_loss(official_trunk: Callable[..., AbstractContextManager[None]]) -> MonaiLoss:
     """MONAI's 2.5D loss over all slices, with the trunk that it would download."""
-    trunk = load_file(shared_weights / "alexnet_features.safetensors")
-    build = torchvision.models.alexnet
-
-    def offline(pretrained: bool = False) -> nn.Module:  # noqa: ARG001 (the peer's call)
-        model = build(weights=None)
-        model.features.load_state_dict(trunk)
-        return model
-
-    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
-        warnings.simplefilter("ignore")  # the peer loads its heads the old way
-        patch.setattr(torchvision.models, "alexnet", offline)
+    with official_trunk("alex"):
         return MonaiLoss(3, "alex", fake_3d_ratio=1.0).eval()
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from PIL import Image as Pillow
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import medqa.lpips
@@ -24,28 +24,17 @@ from medqa.lpips import PRECISIONS, GrayLPIPS
 from medqa.networks import fold, positions
 from medqa.weights import BACKBONES, Backbone, Weights, digest, find
 
-_NAMES = {"alex": "alexnet", "squeeze": "squeezenet1_1", "vgg": "vgg16"}
-
 
 @pytest.fixture(scope="module")
-def peer(shared_weights: Path) -> Callable[[str], nn.Module]:
+def peer(
+    official_trunk: Callable[..., AbstractContextManager[None]],
+) -> Callable[[str], nn.Module]:
     """The `lpips` package, given the same trunk, which it would download."""
 
     def build(backbone: str, trunk: dict[str, Tensor] | None = None) -> nn.Module:
-        name = _NAMES[backbone]
-        tensors = trunk or load_file(shared_weights / f"{name}_features.safetensors")
-        original = getattr(torchvision.models, name)
-
-        def offline(pretrained: bool = False) -> nn.Module:  # noqa: ARG001 (the peer's call)
-            model = original(weights=None)
-            model.features.load_state_dict(tensors)
-            return model
-
-        with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
-            warnings.simplefilter("ignore")  # the peer loads its heads the old way
+        with official_trunk(backbone, trunk):
             import lpips
 
-            patch.setattr(torchvision.models, name, offline)
             return lpips.LPIPS(net=backbone, verbose=False).eval()
 
     return build

@@ -482,7 +482,7 @@ def main() -> None:
         return answer(alone, given.task)
     if given.quick:
         given.sizes, given.batches, given.rounds = [512], [8], 2
-    what = "A quick run, to be repeated." if given.quick else "A full run."
+    what = f"Rounds: {given.rounds}."
     chosen = [program for program in PROGRAMS if program.peer in given.peers]
     absent = {program.package for program in chosen if find_spec(program.package) is None}
     title = heading(

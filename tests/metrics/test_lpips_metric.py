@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torchvision
 from ignite.engine import Engine
 from monai.data import DataLoader, Dataset, MetaTensor
 from monai.handlers import from_engine
 from monai.transforms import Compose, EnsureTyped
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from medqa.errors import PixelError, UsageError
 from medqa.lpips import GrayLPIPS
@@ -29,21 +27,13 @@ def _pair(*shape: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def package(shared_weights: Path) -> Callable[[Tensor, Tensor], Tensor]:
+def package(
+    official_trunk: Callable[..., AbstractContextManager[None]],
+) -> Callable[[Tensor, Tensor], Tensor]:
     """The `lpips` package with AlexNet on three copies of images in [0, 1]: (N,)."""
-    trunk = load_file(shared_weights / "alexnet_features.safetensors")
-    build = torchvision.models.alexnet
-
-    def offline(pretrained: bool = False) -> nn.Module:  # noqa: ARG001 (the peer's call)
-        model = build(weights=None)
-        model.features.load_state_dict(trunk)
-        return model
-
-    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
-        warnings.simplefilter("ignore")  # the peer loads its heads the old way
+    with official_trunk("alex"):
         import lpips
 
-        patch.setattr(torchvision.models, "alexnet", offline)
         peer = lpips.LPIPS(net="alex", verbose=False).eval()
 
     def distances(one: Tensor, other: Tensor) -> Tensor:
