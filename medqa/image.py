@@ -18,6 +18,7 @@ from medqa.errors import ReadError
 __all__ = [
     "KEPT_BYTES",
     "TOLERANCE_VOXELS",
+    "Code",
     "Identifiers",
     "Image",
     "Region",
@@ -75,13 +76,32 @@ class VoiLut:
 
 @dataclass(frozen=True)
 class Identifiers:
-    """What names the patient and the study; enters a record only as keyed HMACs."""
+    """What names the patient and the study; enters a record only as keyed HMACs.
+
+    Parameters
+    ----------
+    sop_uids
+        Of each file in slice order; of a multi-frame file, its own alone.
+    frames
+        Number, from 1, of each slice's frame in its multi-frame file; () where each slice is a
+        file of its own.
+    """
 
     patient_id: str | None = None
     study_uid: str | None = None
     series_uid: str | None = None
     sop_uids: tuple[str, ...] = ()
+    frames: tuple[int, ...] = ()
     frame_of_reference_uid: str | None = None
+
+
+@dataclass(frozen=True)
+class Code:
+    """A coded concept (DICOM PS3.3 8.8), such as ``(4147007, SCT, "Mass")``."""
+
+    value: str
+    scheme: str
+    meaning: str
 
 
 @dataclass(frozen=True)
@@ -318,6 +338,13 @@ class Image:
         axes right-anterior-superior (the convention of NIfTI and MONAI); None where unknown.
     voi
         The display that the file asks for, if it does (the first, where it offers several).
+    padding
+        (slices, 2), lowest and highest value of the pixels of a slice that are no image (DICOM
+        Pixel Padding, PS3.3 C.7.5.1.1.2), in the values of `pixels`; NaN where a slice has none;
+        None where no slice has any.
+    suv_factor
+        What turns the pixels of a PET into standardised uptake values by body weight, in g/ml;
+        None where the file does not tell.
     volumes
         How many volumes a time series holds; `slices` is a multiple of it.
     body_part
@@ -340,6 +367,8 @@ class Image:
     spacing_mm: tuple[float, float, float] | None = None
     affine: NDArray[np.float64] | None = None
     voi: Window | VoiLut | None = None
+    padding: NDArray[np.float64] | None = None
+    suv_factor: float | None = None
     volumes: int = 1
     body_part: str | None = None
     transfer_syntax: str | None = None
@@ -363,6 +392,14 @@ class Image:
             surveyor.add(one)
         return surveyor.survey()
 
+    def is_padding(self, pixels: NDArray[Any], batch: slice) -> NDArray[np.bool_] | None:
+        """Where slices `batch`, decoded as `pixels`, are no image; None where they all are."""
+        if self.padding is None:
+            return None
+        low, high = np.moveaxis(self.padding[batch], -1, 0)[..., None, None]
+        inside: NDArray[np.bool_] = (pixels >= low) & (pixels <= high)
+        return inside if inside.any() else None
+
     @property
     def pixels_sha256(self) -> str:
         """SHA-256 of shape, type and little-endian values, whatever file they came from."""
@@ -383,12 +420,15 @@ class Region:
         (slices, rows, columns) bool, cropped to the bounding box.
     origin
         (slice, row, column) of the bounding box's first voxel in the image.
+    code
+        What it is, coded, where its file says so.
     """
 
     kind: Literal["pathology", "annotation"]
     name: str
     mask: NDArray[np.bool_]
     origin: tuple[int, int, int] = (0, 0, 0)
+    code: Code | None = None
 
     @classmethod
     def crop(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -17,10 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
-from pydicom import Dataset, dcmread
+from pydicom import Dataset
 from pydicom.dataelem import RawDataElement
+from pydicom.encaps import encapsulate
 from pydicom.filereader import data_element_generator
+from pydicom.pixels.utils import get_expected_length
 from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -28,16 +32,20 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 
-from medqa.dicom_pixels import COLOURS, frame_count, frames, grayscale
+from medqa.dicom.codecs import is_readable
+from medqa.dicom.encapsulated import encoded_frames
+from medqa.dicom.pixels import COLOURS, frame_count, frames, grayscale
+from medqa.dicom.stream import Meter, parse
 from medqa.errors import MedqaError, ReadError
 from medqa.image import changed
+from medqa.limits import RefusedError, limits
 
 __all__ = [
-    "MAX_BYTES",
     "SEGMENTATIONS",
     "Decode",
     "check",
     "check_size",
+    "header",
     "is_dicom",
     "is_image",
     "load",
@@ -48,13 +56,12 @@ __all__ = [
 Decode = Callable[[int], NDArray[Any]]
 """Takes the index of a frame; returns (rows, columns) of modality values; from any thread."""
 
-MAX_BYTES = 8 * 2**30
-"""Largest decoded image, in bytes. A header can claim anything; memory is not asked for before."""
-
 SEGMENTATIONS = (SegmentationStorage, "1.2.840.10008.5.1.4.1.1.66.7")
 """SOP classes of segmentations: binary or fractional, and label map."""
 
 _PLAIN = (ImplicitVRLittleEndian, ExplicitVRLittleEndian)
+_NATIVE = (*_PLAIN, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
+_ELEMENT = 1000  # reads that the header of one element may take, and those of 400 fragments
 _PIXEL_DATA = 0x7FE00010
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
@@ -113,6 +120,8 @@ def reading(source: object, error: type[MedqaError] = ReadError) -> Iterator[Non
             yield
         except MedqaError:
             raise
+        except RefusedError as cause:
+            raise error(source, cause.reason, cause.mend) from cause
         except Exception as cause:  # pydicom and its codecs raise nearly every type there is
             mend = "if it is not damaged or truncated, convert it with another tool"
             detail = str(cause) or type(cause).__name__
@@ -121,14 +130,25 @@ def reading(source: object, error: type[MedqaError] = ReadError) -> Iterator[Non
 
 def load(path: Path) -> tuple[Dataset, str]:
     """Parse a file; return it with the SHA-256 of exactly the bytes that were parsed."""
-    data = path.read_bytes()
-    ds = dcmread(io.BytesIO(data), force=True)
-    ds.buffer = None  # or each header of a series would keep its whole file in memory
+    most = limits()
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most.file_bytes:
+            reason = f"is larger than the {most.file_bytes / 2**30:.3g} GiB allowed"
+            raise ReadError(path, reason, "set MEDQA_MAX_FILE_GIB if you trust it")
+        data = file.read(size)
+    ds = parse(io.BytesIO(data), len(data), most)
     if "TransferSyntaxUID" not in ds.file_meta:  # without it, pixel data is never compressed
         implicit, little = ds.original_encoding
         explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
         ds.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
     return ds, hashlib.sha256(data).hexdigest()
+
+
+def header(path: Path) -> Dataset:
+    """Parse a file up to its pixel data."""
+    with path.open("rb") as file:
+        return parse(file, os.fstat(file.fileno()).st_size, limits(), stop_before_pixels=True)
 
 
 def check(ds: Dataset, source: object) -> None:
@@ -161,15 +181,23 @@ def check(ds: Dataset, source: object) -> None:
 
 
 def check_size(ds: Dataset, source: object) -> None:
-    """Refuse an empty image, and one larger than `MAX_BYTES`, by its header."""
+    """Refuse an empty image, and one that is larger than the limits, by its header."""
+    most, count = limits(), frame_count(ds)
+    rows, columns, bits = int(ds.Rows), int(ds.Columns), int(ds.BitsAllocated)
     samples = int(ds.get("SamplesPerPixel", 1))
-    values = int(ds.Rows) * int(ds.Columns) * frame_count(ds) * samples
-    size = values * max(1, int(ds.BitsAllocated) // 8)
-    if size == 0:
-        raise ReadError(source, f"has {ds.Rows} rows and {ds.Columns} columns", "give an image")
-    if size > MAX_BYTES:
-        reason = f"claims {size / 2**30:.0f} GiB of pixels, more than the {MAX_BYTES >> 30} allowed"
-        raise ReadError(source, reason, "give fewer frames; if it has fewer, its header is wrong")
+    size = rows * columns * count * samples * max(8, bits) // 8
+    if size <= 0:
+        raise ReadError(source, f"has {rows} rows and {columns} columns", "give an image")
+    mend = "give fewer frames; if it has fewer, its header is wrong"
+    if size > most.image_bytes:
+        allowed = f"{most.image_bytes / 2**30:.3g}"
+        reason = f"claims {size / 2**30:.3g} GiB of pixels, more than the {allowed} allowed"
+        raise ReadError(source, reason, mend)
+    if count > most.frames:
+        raise ReadError(source, f"claims {count} frames, more than {most.frames}", mend)
+    if rows * columns > most.frame_pixels:
+        reason = f"claims frames of {rows} x {columns}, more than {most.frame_pixels} pixels"
+        raise ReadError(source, reason, "give an image of radiology")
 
 
 def opened(path: Path, *, alone: bool) -> tuple[Dataset, str, Decode]:
@@ -190,11 +218,10 @@ def opened(path: Path, *, alone: bool) -> tuple[Dataset, str, Decode]:
             return framed
         ds, sha256 = load(path)
         check(ds, path)
+        decode = _decoder(ds, path)
         if alone:
-            return ds, sha256, partial(_frame, ds, path)
-        for keyword in _PIXELS:
-            ds.pop(keyword, None)
-        return ds, sha256, partial(_reloaded, path, sha256)
+            return ds, sha256, decode
+        return _without_pixels(ds), sha256, partial(_reloaded, path, sha256)
 
 
 def _framed(path: Path) -> tuple[Dataset, str, Decode] | None:
@@ -204,18 +231,22 @@ def _framed(path: Path) -> tuple[Dataset, str, Decode] | None:
     that end inside a byte or a word, shared chroma, a length that is not what the header says.
     """
     with path.open("rb") as file:
-        ds = dcmread(file, force=True, stop_before_pixels=True)
+        size, most = os.fstat(file.fileno()).st_size, limits()
+        ds = parse(file, size, most, stop_before_pixels=True)
+        if ds.file_meta.get("TransferSyntaxUID") not in _PLAIN:
+            return None
         end = file.tell()
         implicit, little = (bool(one) for one in ds.original_encoding)
-        element = next(data_element_generator(file, implicit, little, defer_size=1), None)
-        plain = ds.file_meta.get("TransferSyntaxUID") in _PLAIN
-        if not plain or not isinstance(element, RawDataElement) or element.tag != _PIXEL_DATA:
+        meter = Meter(file, size, _ELEMENT)
+        element = next(data_element_generator(meter.file, implicit, little, defer_size=1), None)
+        if not isinstance(element, RawDataElement) or element.tag != _PIXEL_DATA:
             return None
-        size = file.seek(0, io.SEEK_END)
+        if element.value_tell > most.file_bytes:
+            return None
         file.seek(0)
         head = file.read(element.value_tell)
-        ds = dcmread(io.BytesIO(head[:end]), force=True)  # the very bytes that are digested
-        ds.buffer = None
+        # Once more, of the very bytes that are digested.
+        ds = parse(io.BytesIO(head[:end]), end, most)
         ds.add_new("PixelData", element.VR or "OW", b"")  # it has some, but not here
         check(ds, path)
         count = frame_count(ds)
@@ -255,11 +286,54 @@ class _Frames:
         if hashlib.sha256(stored).digest() != self.sha256[index]:
             raise changed(self.path)
         with reading(self.path):
-            one = self.header.group_dataset(0x0028)  # all that decoding takes: PS3.3 C.7.6.3
-            one.file_meta = self.header.file_meta
-            one.NumberOfFrames = 1
-            one.add_new("PixelData", self.header["PixelData"].VR, stored)
-            return grayscale(next(frames(one, self.path)), self.header, index)
+            return _single(self.header, self.path, self.header["PixelData"].VR, stored, index)
+
+
+def _decoder(ds: Dataset, path: Path) -> Decode:
+    """Hold the pixel data of a file in memory against its header; return what decodes a frame."""
+    syntax = ds.file_meta.TransferSyntaxUID
+    keyword = next(keyword for keyword in _PIXELS if keyword in ds)
+    element = ds[keyword]
+    if not is_readable(syntax):
+        return partial(_frame, ds, path)  # which says what would help
+    native, stored = syntax in _NATIVE, element.value or b""
+    if native == bool(element.is_undefined_length):
+        reason = f"has {'encapsulated' if native else 'native'} pixel data in {syntax.name}"
+        raise RefusedError(reason, "its header is wrong: convert it again")
+    if not native:
+        encoded = encoded_frames(ds)
+        return partial(_encoded, _without_pixels(ds), path, element.VR, encoded)
+    expected = get_expected_length(ds)
+    if len(stored) < expected:
+        reason = f"claims {expected} bytes of pixels and has {len(stored)}"
+        raise RefusedError(reason, "the file is damaged or truncated: fetch it again")
+    # To even length with anything, beyond with zeros; all else is rows that would be lost.
+    if stored[expected + expected % 2 :].strip(b"\0"):
+        reason = f"has {len(stored) - expected} bytes more of pixels than its header says"
+        raise RefusedError(reason, "its header is wrong: convert it again")
+    return partial(_frame, ds, path)
+
+
+def _without_pixels(ds: Dataset) -> Dataset:
+    for keyword in _PIXELS:
+        ds.pop(keyword, None)
+    return ds
+
+
+def _encoded(ds: Dataset, path: Path, vr: str, stored: Sequence[bytes], index: int) -> NDArray[Any]:
+    """Modality values of an encoded frame, found once: looking for it takes a look at them all."""
+    with reading(path):
+        return _single(ds, path, vr, encapsulate([stored[index]]), index)
+
+
+def _single(ds: Dataset, path: Path, vr: str, stored: bytes, index: int) -> NDArray[Any]:
+    """Modality values of a frame whose Pixel Data lies apart from the header."""
+    one = ds.group_dataset(0x0028)  # all that decoding takes: PS3.3 C.7.6.3
+    one.file_meta = ds.file_meta
+    one.NumberOfFrames = 1
+    one.add_new("PixelData", vr, stored)
+    one["PixelData"].is_undefined_length = ds.file_meta.TransferSyntaxUID not in _NATIVE
+    return grayscale(next(frames(one, path)), ds, index)
 
 
 def _frame(ds: Dataset, path: Path, index: int) -> NDArray[Any]:
@@ -272,6 +346,6 @@ def _reloaded(path: Path, sha256: str, index: int) -> NDArray[Any]:
     """Modality values of a frame of a file that is read once more."""
     with reading(path):
         ds, found = load(path)
-    if found != sha256:
-        raise changed(path)
-    return _frame(ds, path, index)
+        if found != sha256:
+            raise changed(path)
+        return _decoder(ds, path)(index)

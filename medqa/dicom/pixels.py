@@ -1,8 +1,9 @@
 """Pixels of one DICOM object: one function per stage of its display pipeline, section cited.
 
-`frames` decodes (PS3.3 C.7.6.3); `grayscale` applies the modality transform (C.11.1), turns
-MONOCHROME1 round and fills padding; `luminance` makes one channel of colour; `value_range`, `voi`
-and `unit` say from the header what the result can hold and how to show and call it.
+`frames` decodes (PS3.3 C.7.6.3); `grayscale` applies the modality transform (C.11.1) and turns
+MONOCHROME1 round; `luminance` makes one channel of colour; `value_range`, `padding_range`,
+`voi_windows` and `unit` say from the header what the result can hold, which of it is no image, and
+how to show and call it. Overlays (C.9.2) are no part of the image and are left out.
 """
 
 from __future__ import annotations
@@ -13,17 +14,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
-from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut
-from pydicom.pixels.utils import pixel_array
-from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit
 
+from medqa.dicom.codecs import decompressed
 from medqa.errors import ReadError
 from medqa.image import VoiLut, Window
 
 __all__ = [
     "COLOURS",
     "Range",
+    "check_polarity",
     "frame_count",
     "frames",
     "functional_group",
@@ -32,27 +32,25 @@ __all__ = [
     "modality_transform",
     "number",
     "numbers",
+    "padding_range",
     "unit",
     "value_range",
     "voi",
+    "voi_explanations",
+    "voi_windows",
 ]
 
 COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COLOR")
 """Photometric interpretations that are turned into luminance."""
 
 Range = tuple[float, float]
-"""Lowest and highest modality value that the stored format can hold."""
+"""Lowest and highest modality value."""
 
 _REC_601 = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601-7, 2.5.1: luma of R, G, B
 _WINDOW_FUNCTIONS: dict[str, Literal["LINEAR", "LINEAR_EXACT", "SIGMOID"]] = {
     "LINEAR_EXACT": "LINEAR_EXACT",
     "SIGMOID": "SIGMOID",
 }
-# One codec for each transfer syntax, so that a file always decodes to the same pixels: the first
-# of these that knows it. Pillow shifts signed JPEG 2000; GDCM ends the whole process on damaged
-# JPEG, and is left with the lossless JPEG that nothing else here decodes.
-_CODECS = ("pylibjpeg", "pyjpegls", "pydicom", "pillow", "gdcm")
-_JPEG_XL = tuple(f"1.2.840.10008.1.2.4.{last}" for last in (110, 111, 112))  # PS3.6 A, 2024d
 
 
 def functional_group(ds: Dataset, frame: int, keyword: str) -> Dataset:
@@ -102,32 +100,8 @@ def frames(
     """
     palette = ds.PhotometricInterpretation == "PALETTE COLOR"
     for index in range(frame_count(ds)) if indices is None else indices:
-        try:
-            frame = _decoded(ds, index)
-        except Exception as cause:  # each codec raises its own
-            raise _undecodable(ds, source, cause) from cause
+        frame = decompressed(ds, index, source)
         yield apply_color_lut(frame, ds) if palette else frame
-
-
-def _decoded(ds: Dataset, index: int) -> NDArray[Any]:
-    known = get_decoder(ds.file_meta.TransferSyntaxUID).available_plugins
-    codec = next((name for name in _CODECS if name in known), "")
-    # Not `iter_pixels`: in pydicom 3.0 it fails where a JPEG 2000 sign has to be mended.
-    return pixel_array(ds, index=index, decoding_plugin=codec)
-
-
-def _undecodable(ds: Dataset, source: object, cause: Exception) -> ReadError:
-    """Say which codec is missing, or that the pixel data is damaged."""
-    syntax = ds.file_meta.TransferSyntaxUID
-    name = syntax.name
-    mend = "if it is not damaged, decompress it with another tool"
-    if syntax in _JPEG_XL:  # pydicom's dictionary does not name it yet
-        name, mend = "JPEG XL", "JPEG XL is not supported by pydicom: store it as JPEG 2000"
-    elif syntax in (JPEGBaseline8Bit, JPEGExtended12Bit):
-        mend = "if it is not damaged, pip install medqa[gpl-codecs] (pylibjpeg-libjpeg)"
-    elif not syntax.is_compressed:
-        mend = "the file is damaged or truncated: fetch it again"
-    return ReadError(source, f"pixel data in {name} ({syntax}) cannot be decoded", mend, str(cause))
 
 
 def _lookup_table(item: Dataset, ds: Dataset, low: float) -> tuple[int, NDArray[np.int64], int]:
@@ -155,6 +129,13 @@ def _lookup_table(item: Dataset, ds: Dataset, low: float) -> tuple[int, NDArray[
     return first, table, max(bits, int(table.max()).bit_length())
 
 
+def _stored_range(ds: Dataset) -> tuple[int, int]:
+    """Lowest and highest value that Bits Stored can hold (PS3.5 8.1.1)."""
+    bits = int(ds.BitsStored)
+    low = -(1 << bits - 1) if int(ds.PixelRepresentation) else 0
+    return low, low + (1 << bits) - 1
+
+
 def modality_transform(
     ds: Dataset, frame: int
 ) -> tuple[Callable[[NDArray[Any]], NDArray[Any]], Range | None]:
@@ -168,8 +149,7 @@ def modality_transform(
     """
     if ds.get("BitsStored") is None:  # Float or Double Float Pixel Data: C.7.6.24
         return lambda stored: stored.astype(np.float64), None
-    bits, signed = int(ds.BitsStored), int(ds.PixelRepresentation)
-    stored_low = -(1 << bits - 1) if signed else 0
+    stored_low, stored_high = _stored_range(ds)
     if ds.get("ModalityLUTSequence"):
         first, table, _ = _lookup_table(ds.ModalityLUTSequence[0], ds, stored_low)
         last = len(table) - 1
@@ -180,22 +160,11 @@ def modality_transform(
     group = functional_group(ds, frame, "PixelValueTransformationSequence")
     slope = number(group, "RescaleSlope", 1.0)
     intercept = number(group, "RescaleIntercept", 0.0)
-    ends = sorted(v * slope + intercept for v in (stored_low, stored_low + (1 << bits) - 1))
+    ends = sorted(v * slope + intercept for v in (stored_low, stored_high))
     if slope.is_integer() and intercept.is_integer() and -(2**53) < ends[0] <= ends[1] < 2**53:
         whole = int(slope), int(intercept)
         return lambda stored: stored.astype(np.int64) * whole[0] + whole[1], (ends[0], ends[1])
     return lambda stored: stored.astype(np.float64) * slope + intercept, (ends[0], ends[1])
-
-
-def _padding(stored: NDArray[Any], ds: Dataset) -> NDArray[np.bool_]:
-    """Pixels that are no image: Pixel Padding Value to its Range Limit (PS3.3 C.7.5.1.1.2)."""
-    if ds.get("PixelPaddingValue") is None or stored.dtype.kind == "f":
-        return np.zeros(stored.shape, bool)
-    ends = [ds.PixelPaddingValue, ds.get("PixelPaddingRangeLimit", ds.PixelPaddingValue)]
-    # Written with the wrong VR, the same 16 bits read as the other sign: take the pixels' own.
-    low, high = sorted(np.array(ends, np.int64).astype(stored.dtype))
-    inside: NDArray[np.bool_] = (stored >= low) & (stored <= high)
-    return inside
 
 
 def luminance(rgb: NDArray[Any], high: float) -> NDArray[np.float32]:
@@ -204,11 +173,47 @@ def luminance(rgb: NDArray[Any], high: float) -> NDArray[np.float32]:
     return luma
 
 
+def check_polarity(ds: Dataset, source: object) -> None:
+    """Refuse an image that says both that its smallest value is white and that it is black.
+
+    Presentation LUT Shape is IDENTITY with MONOCHROME2 and INVERSE with MONOCHROME1 (PS3.3
+    C.8.11.3.1.2). Of headers that say otherwise, some programs follow the one and some the other.
+
+    Raises
+    ------
+    ReadError
+        It does, or it brings a Presentation LUT of its own (C.11.4), which no window can stand for.
+    """
+    shape, photometric = str(ds.get("PresentationLUTShape") or ""), ds.PhotometricInterpretation
+    if (shape, photometric) in (("INVERSE", "MONOCHROME2"), ("IDENTITY", "MONOCHROME1")):
+        reason = (
+            f"is {photometric} with Presentation LUT Shape {shape}, which contradict each other"
+        )
+        raise ReadError(source, reason, "correct the one that is wrong")
+    if ds.get("PresentationLUTSequence"):
+        raise ReadError(source, "brings a Presentation LUT", "apply it to the pixels and remove it")
+
+
+def _turned(ds: Dataset) -> bool:
+    """Whether the smallest value is the brightest (PS3.3 C.7.6.3.1.2)."""
+    return str(ds.PhotometricInterpretation) == "MONOCHROME1"
+
+
+def _values(stored: NDArray[Any], ds: Dataset, frame: int) -> NDArray[Any]:
+    """Modality values, MONOCHROME1 turned round, in int64 or float64."""
+    transform, ends = modality_transform(ds, frame)
+    values = transform(stored)
+    if ends is not None and _turned(ds):
+        total = sum(ends)
+        values = (int(total) if values.dtype.kind == "i" else total) - values
+    return values
+
+
 def grayscale(stored: NDArray[Any], ds: Dataset, frame: int) -> NDArray[Any]:
     """Modality values of a frame, larger is brighter; of colour, the luminance.
 
-    MONOCHROME1 is turned round as ``low + high - x`` over the stored range (PS3.3 C.7.6.3.1.2);
-    padding is set to the smallest other value.
+    MONOCHROME1 is turned round as ``low + high - x`` over the stored range (PS3.3 C.7.6.3.1.2).
+    Padding is turned and rescaled like all the rest.
 
     Returns
     -------
@@ -218,14 +223,7 @@ def grayscale(stored: NDArray[Any], ds: Dataset, frame: int) -> NDArray[Any]:
         palette = ds.PhotometricInterpretation == "PALETTE COLOR"
         bits = stored.dtype.itemsize * 8 if palette else int(ds.BitsStored)
         return luminance(stored, 2**bits - 1)
-    transform, ends = modality_transform(ds, frame)
-    values = transform(stored)
-    if ends is not None and ds.PhotometricInterpretation == "MONOCHROME1":
-        total = sum(ends)
-        values = (int(total) if values.dtype.kind == "i" else total) - values
-    padded = _padding(stored, ds)
-    if padded.any() and not padded.all():
-        values[padded] = values[~padded].min()
+    values = _values(stored, ds, frame)
     small = values.dtype.kind == "i" and values.min() >= -32768 and values.max() <= 32767
     return values.astype(np.int16 if small else np.float32)
 
@@ -237,30 +235,99 @@ def value_range(ds: Dataset, frame: int) -> Range | None:
     return modality_transform(ds, frame)[1]
 
 
-def voi(ds: Dataset, ends: Range) -> Window | VoiLut | None:
-    """Display that the file asks for (PS3.3 C.11.2, C.7.6.16.2.10), in the values of `grayscale`.
+def padding_range(ds: Dataset, frame: int) -> Range | None:
+    """Lowest and highest value of `grayscale` that is no image (PS3.3 C.7.5.1.1.2); None if none.
 
-    The first window, else the first VOI LUT; of several frames, the first one's. Where
-    MONOCHROME1 was turned round, so is the display.
+    From Pixel Padding Value to Pixel Padding Range Limit, which are stored values. None as well
+    where a Modality LUT gives other stored values the same results, so that padding cannot be told
+    from image any more: then everything is image, and nothing is left out of a comparison.
     """
+    ends = _stored_padding(ds)
+    if ends is None:
+        return None
+    # The cast is that of `grayscale`: to float32, which holds every int16.
+    values = _values(ends, ds, frame).astype(np.float32)
+    if ds.get("ModalityLUTSequence"):
+        low, high = _stored_range(ds)
+        stored = np.arange(low, min(high, low + 65535) + 1)  # the descriptor has 16 bits
+        padded = (stored >= ends[0]) & (stored <= ends[1])
+        values, others = _values(stored[padded], ds, frame), _values(stored[~padded], ds, frame)
+        if ((others >= values.min()) & (others <= values.max())).any():
+            return None
+    return float(values.min()), float(values.max())
+
+
+def _stored_padding(ds: Dataset) -> NDArray[Any] | None:
+    """(2,) lowest and highest stored value that is padding, in a type that holds it."""
     if ds.PhotometricInterpretation in COLOURS:
         return None
-    group = functional_group(ds, 0, "FrameVOILUTSequence")
-    turned = ds.PhotometricInterpretation == "MONOCHROME1"
-    centre, width = numbers(group, "WindowCenter")[:1], numbers(group, "WindowWidth")[:1]
+    if ds.get("BitsStored") is None:
+        for kind in ("Float", "DoubleFloat"):  # PS3.3 C.7.6.24
+            value = ds.get(f"{kind}PixelPaddingValue")
+            if value is not None:
+                return np.sort([value, ds.get(f"{kind}PixelPaddingRangeLimit", value)])
+        return None
+    value = ds.get("PixelPaddingValue")
+    if value is None:
+        return None
+    # Written with the wrong VR, the same bits read as the other sign: take the pixels' own.
+    size = 1 << int(ds.BitsAllocated)
+    low = -(size >> 1) if int(ds.PixelRepresentation) else 0
+    limit = ds.get("PixelPaddingRangeLimit")
+    ends = np.sort(
+        [(int(v) - low) % size + low for v in (value, value if limit is None else limit)]
+    )
+    lowest, highest = _stored_range(ds)
+    # A value that the stored bits cannot hold occurs in no pixel.
+    return ends if ends[1] >= lowest and ends[0] <= highest else None
+
+
+def voi_windows(ds: Dataset, frame: int) -> tuple[Window | VoiLut, ...]:
+    """Return the displays that the file offers for a frame (PS3.3 C.11.2, C.7.6.16.2.10).
+
+    In the values of `grayscale`: where MONOCHROME1 was turned round, so is the display. Windows
+    come first, then VOI LUTs; a window that shows nothing, of no width, is left out.
+    """
+    return tuple(one for one, _ in _displays(ds, frame))
+
+
+def voi_explanations(ds: Dataset, frame: int) -> tuple[str, ...]:
+    """Return what the file calls each of `voi_windows`, such as ``BONE``, or ""."""
+    return tuple(called for _, called in _displays(ds, frame))
+
+
+def voi(ds: Dataset, frame: int = 0) -> Window | VoiLut | None:
+    """Return the first display that the file offers for a frame, if it offers one."""
+    return next(iter(voi_windows(ds, frame)), None)
+
+
+def _displays(ds: Dataset, frame: int) -> Iterator[tuple[Window | VoiLut, str]]:
+    if ds.PhotometricInterpretation in COLOURS:
+        return
+    group = functional_group(ds, frame, "FrameVOILUTSequence")
+    ends = value_range(ds, frame) or (0.0, 0.0)
+    turned = _turned(ds)
     function = _WINDOW_FUNCTIONS.get(str(group.get("VOILUTFunction")), "LINEAR")
     linear = function == "LINEAR"
-    if centre and width and width[0] > 0 and (width[0] >= 1 or not linear):
-        # LINEAR's centre lies half a value above the middle of the window: C.11.2.1.2.1.
-        return Window(sum(ends) - centre[0] + linear if turned else centre[0], width[0], function)
-    if group.get("VOILUTSequence"):
-        first, entries, bits = _lookup_table(group.VOILUTSequence[0], ds, ends[0])
+    centres, widths = numbers(group, "WindowCenter"), numbers(group, "WindowWidth")
+    names = _texts(group, "WindowCenterWidthExplanation")
+    for i, (centre, width) in enumerate(zip(centres, widths, strict=False)):
+        if width >= 1 or (width > 0 and not linear):
+            # LINEAR's centre lies half a value above the middle of the window: C.11.2.1.2.1.
+            middle = sum(ends) - centre + linear if turned else centre
+            yield Window(middle, width, function), names[i] if i < len(names) else ""
+    for item in group.get("VOILUTSequence") or []:
+        first, entries, bits = _lookup_table(item, ds, ends[0])
         table = (entries / float((1 << bits) - 1)).astype(np.float32)
         if turned:
             first = round(sum(ends)) - first - (len(table) - 1)
             table = np.ascontiguousarray(1 - table[::-1])
-        return VoiLut(first, table)
-    return None
+        yield VoiLut(first, table), str(item.get("LUTExplanation") or "")
+
+
+def _texts(ds: Dataset, keyword: str) -> tuple[str, ...]:
+    value = ds.get(keyword) or ()
+    return (value,) if isinstance(value, str) else tuple(str(one) for one in value)
 
 
 def unit(ds: Dataset) -> str:
