@@ -4,39 +4,51 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from pydicom import dcmread
-
-from medqa.dicom import is_dicom, is_image, read_dicom, reading
+from medqa.catalogue import look, select
+from medqa.dicom.files import is_dicom
+from medqa.dicom.series import read_dicom
 from medqa.errors import ReadError
 from medqa.image import Image
 from medqa.nifti import is_nifti, read_nifti
 
-__all__ = ["read", "source_digest"]
+__all__ = ["dicom_files", "read", "source_digest"]
 
 
-def read(path: str | os.PathLike[str]) -> Image:
-    """Read a DICOM file, a folder holding one DICOM series, or a NIfTI file.
+def read(
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], series: str | None = None
+) -> Image:
+    """Read a DICOM file, a DICOM series, or a NIfTI file.
 
     Parameters
     ----------
     path
         DICOM with or without preamble and extension; ``.nii``, ``.nii.gz`` or one of a pair
-        ``.hdr`` and ``.img``; or a folder. In a folder, objects that are no images (structured
-        reports, segmentations) and files that are not DICOM are passed over; subfolders are
-        not read.
+        ``.hdr`` and ``.img``; a folder that holds a DICOM series; or the files of one series. In
+        a folder, objects that are no images (structured reports, segmentations) and files that
+        are not DICOM are passed over; subfolders are not read.
+    series
+        Which series of a folder that holds several: its number, or its Series Instance UID, or at
+        least 6 characters of that UID's end. Where a series is several images, because it holds a
+        localiser, slices of different orientations or single projections, ``3/2`` is the second
+        image of series 3.
 
     Raises
     ------
     ReadError
-        Missing, empty, damaged, truncated, not an image, not decodable, too large, or
-        a folder that does not hold exactly one series.
+        Missing, empty, damaged, truncated, not an image, not decodable, too large, or a folder
+        that does not hold exactly one image of the series.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        return _read_files([Path(one) for one in path])
     path = Path(path)
+    if path.is_dir():
+        return _read_folder(path, series)
+    if series is not None:
+        raise ReadError(path, "is not a folder to choose a series of", "leave out the series")
     try:
-        if path.is_dir():
-            return read_dicom(_series(path), str(path))
         head = _head(path)
         if is_dicom(head):
             return read_dicom([path], str(path))
@@ -47,6 +59,46 @@ def read(path: str | os.PathLike[str]) -> Image:
         raise ReadError(path, "cannot be read", mend, cause.strerror or "") from cause
     mend = "give a DICOM file, a folder holding one DICOM series, or a NIfTI file"
     raise ReadError(path, "is neither DICOM nor NIfTI" if head else "is empty", mend)
+
+
+def _read_folder(folder: Path, series: str | None) -> Image:
+    """Read the one image of a folder, or of one of its series."""
+    found = look(folder, series_only=True)
+    if found.refused:  # a damaged slice must not go missing unnoticed
+        raise found.refused[0]
+    if not found.entries:
+        mend = "give the folder that holds the series itself: subfolders are not read"
+        raise ReadError(folder, "holds no DICOM image", mend)
+    return read_dicom(select(found, series).paths, str(folder))
+
+
+def _read_files(paths: Sequence[Path]) -> Image:
+    """Read the files of one image; several are called by the folder that they have in common."""
+    if len(paths) == 1:
+        return read(paths[0])
+    if not paths:
+        raise ReadError("nothing", "holds no file", "give at least one")
+    source = Path(os.path.commonpath([path.parent for path in paths]))
+    for path in paths:
+        if not is_dicom(_head(path)):
+            raise ReadError(path, "is not DICOM", "give the DICOM files of one series")
+    return read_dicom(paths, str(source))
+
+
+def dicom_files(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """Files that `read` makes an image of, in any order; none where it is not DICOM.
+
+    Raises
+    ------
+    ReadError
+        Missing, or a folder that does not hold exactly one image.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        return [Path(one) for one in path]
+    path = Path(path)
+    if path.is_dir():
+        return list(select(look(path, series_only=True), None).paths)
+    return [path] if is_dicom(_head(path)) else []
 
 
 def source_digest(path: str | os.PathLike[str]) -> str:
@@ -66,24 +118,3 @@ def _head(path: Path) -> bytes:
         raise ReadError(path, "is not a regular file", "give a file or a folder")
     with path.open("rb") as file:
         return file.read(132)
-
-
-def _series(folder: Path) -> list[Path]:
-    """Files of the one image series in a folder."""
-    series: dict[str, list[Path]] = {}
-    for path in sorted(p for p in folder.iterdir() if p.is_file()):
-        if not is_dicom(_head(path)):
-            if path.suffix.lower() == ".dcm":  # a damaged slice must not go missing unnoticed
-                raise ReadError(path, "is named .dcm but is not DICOM", "remove or replace it")
-            continue
-        with reading(path):
-            header = dcmread(path, force=True, stop_before_pixels=True)
-            if is_image(header):
-                series.setdefault(str(header.get("SeriesInstanceUID", "")), []).append(path)
-    if not series:
-        mend = "give the folder that holds the series itself: subfolders are not read"
-        raise ReadError(folder, "holds no DICOM image", mend)
-    if len(series) > 1:
-        reason = f"holds {len(series)} series"
-        raise ReadError(folder, reason, "give a folder holding one series' files, or one file")
-    return next(iter(series.values()))

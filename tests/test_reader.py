@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import os
+import random
 import shutil
 from pathlib import Path
 
@@ -35,6 +36,10 @@ def test_dicom_named_img(shared_data: Path) -> None:
     assert read(shared_data / "mr/enhanced_multiframe/011-0001.img").shape == (25, 64, 64)
 
 
+_ZIPPED = gzip.compress(b"\x5c\x01\0\0" + 344 * b"x", mtime=0)
+_CUT = gzip.compress(random.Random(0).randbytes(999), mtime=0)[:30]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
@@ -42,8 +47,8 @@ def test_dicom_named_img(shared_data: Path) -> None:
         ("empty.dcm", b"", "is empty"),
         ("text.dcm", b"This is not the image you are looking for.\n" * 9, "neither DICOM nor"),
         ("short.nii", b"\x5c\x01\0\0", "neither DICOM nor NIfTI"),
-        ("magic.nii.gz", gzip.compress(b"\x5c\x01\0\0" + 344 * b"x"), "neither DICOM nor NIfTI"),
-        ("cut.nii.gz", gzip.compress(os.urandom(999))[:30], "neither DICOM nor NIfTI"),
+        ("magic.nii.gz", _ZIPPED, "neither DICOM nor NIfTI"),
+        ("cut.nii.gz", _CUT, "neither DICOM nor NIfTI"),
         ("zeros", bytes(4000), "neither DICOM nor NIfTI"),
         ("only.dcm", bytes(128) + b"DICM", "no pixel data"),
     ],
@@ -94,9 +99,53 @@ def test_folder_passes_over_what_is_no_image(shared_data: Path) -> None:
     assert with_nifti.kind == "dicom"
 
 
-def test_folder_with_several_series_says_how_many(shared_data: Path) -> None:
-    with pytest.raises(ReadError, match="holds 2 series; give a folder holding one"):
+def test_folder_with_several_series_lists_them(shared_data: Path) -> None:
+    with pytest.raises(ReadError, match="holds 2 images") as caught:
         read(shared_data / "pt")
+    assert "series 1: PT, 1 slice of 128 x 128" in caught.value.reason
+    assert "--series" in caught.value.mend
+
+
+def test_series_of_a_folder(shared_data: Path) -> None:
+    folder = shared_data / "mr/siemens"
+    with pytest.raises(ReadError, match="holds 5 images"):
+        read(folder)
+    expected = read(folder / "jp2k1.dcm")
+    image = read(folder, series="26")
+    assert image.shape == (2, 516, 516)
+    uid = str(expected.identifiers.series_uid)
+    assert image.identifiers.series_uid == uid
+    np.testing.assert_array_equal(np.asarray(image.pixels)[0], np.asarray(expected.pixels)[0])
+    assert read(folder, series=uid[-15:]).pixels_sha256 == image.pixels_sha256
+    with pytest.raises(ReadError, match="holds 0 images of series 27"):
+        read(folder, series="27")
+    with pytest.raises(ReadError, match="is not a folder"):
+        read(folder / "jp2k1.dcm", series="26")
+
+
+def test_files_of_one_image(shared_data: Path) -> None:
+    folder = shared_data / "ct/head_series_GE"
+    files = sorted(folder.glob("*.dcm"))
+    whole = read(folder)
+    assert read(files).pixels_sha256 == read(files[::-1]).pixels_sha256 == whole.pixels_sha256
+    assert read(files).source == str(folder)
+    assert read(files[:1]).source == str(files[0])
+    for wrong in ([], [files[0], shared_data / "mr/nifti/anatomical.nii"]):
+        with pytest.raises(ReadError):
+            read(wrong)
+
+
+def test_a_localiser_beside_its_series_is_not_mixed_in(shared_data: Path, tmp_path: Path) -> None:
+    import pydicom
+
+    for path in sorted((shared_data / "ct/head_series_GE").glob("0[1-3].dcm")):
+        shutil.copyfile(path, tmp_path / path.name)
+    scout = pydicom.dcmread(tmp_path / "03.dcm")
+    scout.SOPInstanceUID, scout.ImageType = "1.2.3", ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    scout.save_as(tmp_path / "scout.dcm")
+    with pytest.raises(ReadError, match=r"series 2/2: CT, 1 slice of 512 x 512, .*localiser"):
+        read(tmp_path)
+    assert read(tmp_path, series="2/1").shape == (3, 512, 512)
 
 
 @pytest.mark.parametrize("name", ["iqa/ref", "sr", "ct"])
