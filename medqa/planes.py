@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from medqa.errors import MismatchError, UsageError
 from medqa.image import Image
-from medqa.transforms import same_grid
+from medqa.transforms import pixels_of, same_grid
 
 __all__ = ["PLANES", "Plane", "planes", "reslice"]
 
@@ -59,10 +59,11 @@ def planes(reference: Image, candidate: Image, stride: int = 1) -> dict[Plane, t
             "bring it to the reference's grid first",
         )
     # Once for all planes, where the slices are decoded only when they are asked for.
-    one = replace(reference, pixels=np.asarray(reference.pixels))
+    pixels, others = pixels_of(reference, candidate, slice(None))
+    one = replace(reference, pixels=pixels, padding=None)
     other = replace(
         candidate,
-        pixels=np.asarray(candidate.pixels),
+        pixels=others,
         spacing_mm=reference.spacing_mm,
         affine=reference.affine,
     )
@@ -126,7 +127,7 @@ def reslice(image: Image, plane: Plane, stride: int = 1) -> Image:
         spacing_mm=(float(spacing[0]) * (len(turned) > 1), float(spacing[1]), float(spacing[2])),
         affine=None if image.affine is None else affine,
         # Slices are no longer the instances that were stored.
-        identifiers=replace(image.identifiers, sop_uids=()),
+        identifiers=replace(image.identifiers, sop_uids=(), frames=()),
     )
 
 

@@ -28,7 +28,7 @@ from medqa.lpips import GrayLPIPS
 from medqa.metrics import MEASURES
 from medqa.metrics.bands import Bands
 from medqa.planes import planes
-from medqa.transforms import Display
+from medqa.transforms import Display, pixels_of
 
 __all__ = ["AGGREGATES", "evidence", "score", "score_planes"]
 
@@ -215,7 +215,7 @@ def evidence(
     shown = []
     for index, window in dict.fromkeys(places):
         batch = slice(index, index + 1)
-        one, other = by_name[window](reference.pixels[batch], candidate.pixels[batch])
+        one, other = by_name[window](*pixels_of(reference, candidate, batch))
         differences = network.compare(one, other)
         bands = Bands(one, other)
         masks = [_union([region], index, reference.shape) for region in regions]
@@ -245,7 +245,7 @@ def _ahead(
     """Read and show the next slices while the last ones are compared."""
 
     def show(batch: slice) -> tuple[slice, list[_Shown]]:
-        one, other = reference.pixels[batch], candidate.pixels[batch]
+        one, other = pixels_of(reference, candidate, batch)
         views = [_Shown(display, *display(one, other)) for display in displays]
         if pin:  # an accelerator fetches them while it computes
             views = [
@@ -327,6 +327,7 @@ def _worst(region: Region, places: Sequence[_Found]) -> RegionScore:
             columns.start + int(inside_columns[-1]) + 1,
             rows.start + int(inside_rows[-1]) + 1,
         ),
+        code=region.code,
     )
 
 

@@ -19,10 +19,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medqa.errors import MismatchError, PixelError
-from medqa.image import TOLERANCE_VOXELS, Image, Slices, VoiLut, Window, voxels_apart
+from medqa.image import TOLERANCE_VOXELS, Image, VoiLut, Window, voxels_apart
 from medqa.thresholds import FullRange, Percentiles, Profile, Windows
 
-__all__ = ["KEYS", "Display", "check_pixels", "displays", "match", "same_grid"]
+__all__ = [
+    "KEYS",
+    "Display",
+    "check_pixels",
+    "displays",
+    "lut_display",
+    "match",
+    "pixels_of",
+    "same_grid",
+    "window_display",
+]
 
 #: The two entries of the dictionary that a display's chain takes and returns.
 KEYS = ("reference", "candidate")
@@ -62,29 +72,90 @@ def displays(profile: Profile, reference: Image) -> tuple[Display, ...]:
     Raises
     ------
     PixelError
-        The reference has no contrast to scale by.
+        The reference has no contrast to scale by, or is one grey in every display.
     MismatchError
         The profile's windows are in another unit than the image.
     """
+    shown = _displays(profile, reference)
+    ends = np.array([[[reference.survey.minimum, reference.survey.maximum]]])
+    for display in shown:
+        one, _ = display(ends, ends)
+        # What a LUT makes of values between the ends is not known from these.
+        if display.low is None or one[..., 0] != one[..., 1]:
+            return shown
+    raise PixelError(
+        reference.source,
+        "is one grey all over in every display, so that nothing could be seen on it",
+        "name a profile with another display",
+    )
+
+
+def _displays(profile: Profile, reference: Image) -> tuple[Display, ...]:
     rule = profile.normalise
     if isinstance(rule, Windows):
-        if reference.unit not in (rule.unit, "arbitrary"):
+        scale = _per_unit(reference, rule.unit)
+        if scale is None:
             raise MismatchError(
                 reference.source,
                 f"is in {reference.unit}, the windows of profile {profile.name} are in {rule.unit}",
                 "name a profile for this kind of image with --profile",
             )
-        return tuple(_window(one.name, Window(one.centre, one.width)) for one in rule.windows)
+        return tuple(
+            window_display(one.name, Window(scale * one.centre, scale * one.width))
+            for one in rule.windows
+        )
     if isinstance(rule, FullRange):
         low, high = reference.value_range or _percentiles(reference, 0, 100)
         return (_range("full range", low, high),)
     if not isinstance(rule, Percentiles):  # the display that the file asks for
         if isinstance(reference.voi, VoiLut):
-            return (_lut(reference.voi),)
+            return (lut_display("VOI LUT of the reference", reference.voi),)
         if reference.voi is not None:
-            return (_window("window of the reference", reference.voi),)
+            return (window_display("window of the reference", reference.voi),)
     low, high = _percentiles(reference, rule.lower, rule.upper)
     return (_range(f"percentiles {rule.lower:g} to {rule.upper:g} of the reference", low, high),)
+
+
+def _per_unit(reference: Image, unit: str) -> float | None:
+    """How much of the image's unit makes one of a profile's; None where they have no relation."""
+    if reference.unit in (unit, "arbitrary"):
+        return 1.0
+    if unit == "GML" and reference.suv_factor:  # standardised uptake value: PS3.3 C.8.9.1.1.3
+        return 1 / reference.suv_factor
+    return None
+
+
+def pixels_of(
+    reference: Image, candidate: Image, batch: slice
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Decode slices of both images, with the reference's padding laid over both.
+
+    Where the reference is padding, both get the smallest other value of its slice. The padding of
+    the candidate says nothing: lossy compression changes its value.
+
+    Returns
+    -------
+    Two (n, rows, columns) arrays of modality values.
+    """
+    one, padding, fill = _decoded(reference, batch)
+    other = candidate.pixels[batch]
+    if padding is None:
+        return one, other
+    return np.where(padding, fill, one), np.where(padding, fill, other)
+
+
+def _decoded(
+    image: Image, batch: slice
+) -> tuple[NDArray[Any], NDArray[np.bool_] | None, NDArray[Any]]:
+    """(n, rows, columns) values, where they are padding, and what stands for that: (n, 1, 1)."""
+    pixels = image.pixels[batch]
+    padding = image.is_padding(pixels, batch)
+    if padding is None:
+        return pixels, None, pixels[:, :1, :1]
+    inside = ~padding
+    inside |= ~inside.any(axis=(1, 2), keepdims=True)  # of padding alone, its own smallest
+    fill = pixels.min(axis=(1, 2), keepdims=True, where=inside, initial=pixels.max())
+    return pixels, padding, fill
 
 
 def match(reference: Image, candidate: Image, *, resample: bool) -> Image:
@@ -111,6 +182,13 @@ def match(reference: Image, candidate: Image, *, resample: bool) -> Image:
                 f"its {what} is {other}, the reference's is {one}",
                 "give a candidate made from this reference",
             )
+    placed = reference.affine is not None, candidate.affine is not None
+    if placed[0] != placed[1] and "nifti" in (reference.kind, candidate.kind):
+        raise MismatchError(
+            candidate.source,
+            "only one of the two has a known position, so one may be the other in a mirror",
+            "save the candidate with the reference's header",
+        )
     if same_grid(reference, candidate):
         return candidate
     where = (
@@ -172,7 +250,8 @@ def _check_finite(image: Image) -> None:
         )
 
 
-def _window(name: str, window: Window) -> Display:
+def window_display(name: str, window: Window) -> Display:
+    """Return the display that a window is (PS3.3 C.11.2.1.2)."""
     if window.function == "SIGMOID":  # PS3.3 C.11.2.1.3.1
 
         def sigmoid(values: Tensor) -> Tensor:
@@ -182,9 +261,9 @@ def _window(name: str, window: Window) -> Display:
         return Display(name, low, high, _chain(Lambdad(KEYS, sigmoid)))
     if window.function == "LINEAR_EXACT":  # PS3.3 C.11.2.1.3.2
         return _range(name, window.centre - window.width / 2, window.centre + window.width / 2)
-    # PS3.3 C.11.2.1.2.1: centre - 0.5, width - 1. A width of 1 is a step.
-    half = max(window.width - 1, 1e-3) / 2
-    return _range(name, window.centre - 0.5 - half, window.centre - 0.5 + half)
+    # PS3.3 C.11.2.1.2.1: centre - 0.5, width - 1. A width of 1 is a step: black up to the end.
+    low = window.centre - 0.5 - (window.width - 1) / 2
+    return _range(name, low, low + max(window.width - 1, 1e-3))
 
 
 def _range(name: str, low: float, high: float) -> Display:
@@ -192,14 +271,15 @@ def _range(name: str, low: float, high: float) -> Display:
     return Display(name, low, high, _chain(scale))
 
 
-def _lut(voi: VoiLut) -> Display:
+def lut_display(name: str, voi: VoiLut) -> Display:
+    """Return the display that a VOI LUT is (PS3.3 C.11.2.1.1)."""
     table = torch.from_numpy(voi.table)
 
     def look_up(values: Tensor) -> Tensor:
         index = (values - voi.first).round().clamp(0, len(table) - 1)
         return table[index.long()]
 
-    return Display("VOI LUT of the reference", None, None, _chain(Lambdad(KEYS, look_up)))
+    return Display(name, None, None, _chain(Lambdad(KEYS, look_up)))
 
 
 def _chain(*steps: object) -> Compose:
@@ -211,9 +291,7 @@ def _percentiles(image: Image, lower: float, upper: float) -> tuple[float, float
     _check_finite(image)
     # NumPy's own percentile copies the volume and sorts it; this takes one slice after another.
     places = [share / 100 * (math.prod(image.shape) - 1) for share in (lower, upper)]
-    nearest = _ranked(
-        image.pixels, [end(place) for place in places for end in (math.floor, math.ceil)]
-    )
+    nearest = _ranked(image, [end(place) for place in places for end in (math.floor, math.ceil)])
     low, high = (
         a + (b - a) * (place - math.floor(place))
         for place, a, b in zip(places, nearest[::2], nearest[1::2], strict=True)
@@ -227,17 +305,19 @@ def _percentiles(image: Image, lower: float, upper: float) -> tuple[float, float
     return low, high
 
 
-def _ranked(pixels: NDArray[Any] | Slices, ranks: Sequence[int]) -> list[float]:
+def _ranked(image: Image, ranks: Sequence[int]) -> list[float]:
     """Values at these places, from 0, of the sorted pixels; exact, one slice in memory.
 
     Counts 16 bits of the pixels' order at a time, from the highest: of the pixels that share the
     higher bits of a wanted one, how many have each of the next 16 bits.
     """
-    dtype = pixels.dtype.newbyteorder("=")
+    dtype = image.pixels.dtype.newbyteorder("=")
     found, left = [0] * len(ranks), list(ranks)
     for shift in reversed(range(0, 8 * dtype.itemsize, 16)):
         counts = {prefix: np.zeros(2**16, np.int64) for prefix in found}
-        for one in pixels:
+        for index in range(image.shape[0]):
+            one, padding, fill = _decoded(image, slice(index, index + 1))
+            one = one if padding is None else np.where(padding, fill, one)
             keys = _keys(one.astype(dtype)) >> np.uint64(shift)
             for prefix, count in counts.items():
                 digits = keys[keys >> np.uint64(16) == prefix] & np.uint64(2**16 - 1)

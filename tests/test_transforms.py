@@ -13,7 +13,14 @@ import medqa.image
 from medqa import thresholds
 from medqa.errors import MismatchError, PixelError
 from medqa.image import Image, VoiLut, Window, gather
-from medqa.transforms import _percentiles, check_pixels, displays, match, same_grid
+from medqa.transforms import (
+    _percentiles,
+    check_pixels,
+    displays,
+    match,
+    pixels_of,
+    same_grid,
+)
 
 _VALUES = np.arange(-1200, 3000, dtype=np.int16).reshape(1, 60, 70)
 
@@ -110,9 +117,9 @@ def test_percentiles_of_nan_are_refused() -> None:
 
 
 def test_ultrasound_takes_the_stored_range() -> None:
-    image = Image(np.full((1, 4, 4), 51, np.uint8), modality="US", value_range=(0, 255))
-    (shown,) = _shown(image, "ultrasound")
-    np.testing.assert_allclose(shown, 0.2, atol=1e-6)
+    pixels = np.array([[[51, 102], [0, 255]]], np.uint8)
+    (shown,) = _shown(Image(pixels, modality="US", value_range=(0, 510)), "ultrasound")
+    np.testing.assert_allclose(shown, [[[0.1, 0.2], [0, 0.5]]], atol=1e-6)
 
 
 def test_windows_in_another_unit_are_refused() -> None:
@@ -193,3 +200,78 @@ def test_modalities_and_units_must_agree() -> None:
         match(ct, replace(ct, modality="MR"), resample=False)
     with pytest.raises(MismatchError, match="unit is arbitrary, the reference's is HU"):
         match(ct, replace(ct, unit="arbitrary"), resample=False)
+
+
+def _padded() -> tuple[Image, Image]:
+    """Two slices with padding of -2000 and -1000 to -900; the candidate's is perturbed."""
+    rng = np.random.default_rng(1)
+    pixels = rng.integers(-100, 300, (2, 20, 30)).astype(np.int16)
+    other = (pixels + rng.integers(-9, 10, pixels.shape)).astype(np.int16)
+    pixels[0, :5], pixels[1, 3, :7], pixels[1, 4, :7] = -2000, -1000, -900
+    other[0, :5], other[1, 3:5, :7] = -1993, 77
+    padding = np.array([[-2000.0, -2000.0], [-1000.0, -900.0]])
+    return Image(pixels, padding=padding), Image(other, padding=padding)
+
+
+def test_the_references_padding_holds_for_both_images() -> None:
+    reference, candidate = _padded()
+    one, other = pixels_of(reference, candidate, slice(None))
+    for index, rows, columns in ((0, slice(5), slice(None)), (1, slice(3, 5), slice(7))):
+        image = np.ones((20, 30), bool)
+        image[rows, columns] = False
+        smallest = reference.pixels[index][image].min()
+        for found, stored in ((one, reference), (other, candidate)):
+            assert (found[index][~image] == smallest).all()
+            np.testing.assert_array_equal(found[index][image], stored.pixels[index][image])
+    np.testing.assert_array_equal(pixels_of(reference, candidate, slice(1, 2))[1], other[1:])
+
+
+def test_a_slice_of_padding_alone_stays_as_it_is() -> None:
+    reference, candidate = _padded()
+    blank = replace(reference, pixels=np.full((2, 20, 30), -2000, np.int16))
+    one, other = pixels_of(blank, candidate, slice(0, 1))
+    assert (one == -2000).all()
+    assert (other == -2000).all()
+
+
+def test_padding_does_not_count_among_the_percentiles() -> None:
+    reference, _ = _padded()
+    filled, _ = pixels_of(reference, reference, slice(None))
+    expected = np.percentile(filled, [0, 99])
+    np.testing.assert_allclose(_percentiles(reference, 0, 99), expected, rtol=1e-12)
+    assert expected[0] == -100
+
+
+def test_windows_in_uptake_values_are_turned_into_the_references_unit() -> None:
+    ct = thresholds.load("ct")
+    rule = ct.normalise.model_copy(update={"unit": "GML"})
+    profile = ct.model_copy(update={"normalise": rule})
+    assert isinstance(ct.normalise, thresholds.Windows)
+    expected = [window.centre / 0.00025 for window in ct.normalise.windows]
+    image = Image(_VALUES, modality="PT", unit="BQML", suv_factor=0.00025)
+    found = displays(profile, image)
+    # PS3.3 C.11.2.1.2.1: the middle of a linear window lies half a value below its centre.
+    centres = [(one.low + one.high) / 2 + 0.5 for one in found if one.low and one.high]
+    np.testing.assert_allclose(centres, expected)
+    with pytest.raises(MismatchError, match="is in BQML, the windows of profile ct are in GML"):
+        displays(profile, replace(image, suv_factor=None))
+
+
+@pytest.mark.parametrize("kind", ["window", "profile"])
+def test_a_display_that_shows_one_grey_is_refused(kind: str) -> None:
+    # A window that lies outside the data would make every candidate perfect.
+    if kind == "window":
+        image, name = Image(_VALUES, voi=Window(9000, 100)), "xray"
+    else:
+        image, name = Image(_VALUES + np.int16(9000), modality="CT", unit="HU"), "ct"
+    with pytest.raises(PixelError, match="one grey all over in every display"):
+        displays(thresholds.load(name), image)
+
+
+def test_a_nifti_that_lost_its_position_may_be_a_mirror_image() -> None:
+    reference = Image(_VALUES, kind="nifti", affine=np.eye(4))
+    lost = replace(reference, affine=None)
+    with pytest.raises(MismatchError, match="only one of the two has a known position"):
+        match(reference, lost, resample=False)
+    assert match(lost, lost, resample=False) is lost
+    assert match(Image(_VALUES, affine=np.eye(4)), Image(_VALUES), resample=False) is not None
