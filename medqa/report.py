@@ -36,7 +36,15 @@ from medqa.assessment import (
 )
 from medqa.errors import UsageError
 
-__all__ = ["IndexRow", "index", "prepare_folder", "write"]
+__all__ = [
+    "IndexRow",
+    "index",
+    "number",
+    "prepare_folder",
+    "scale_top",
+    "write",
+    "write_file",
+]
 
 # What a composite has beside the companion measures.
 _COMPOSITE_WORDS = {"lpips": "perceptual distance", "fid": "distance of the two sets of images"}
@@ -93,8 +101,8 @@ class _Judged:
             return "identical" if met and all(met) else "not defined here"
         beside = [limit.value for limit, _ in self.limits]
         if self.unit:
-            return f"{_number(self.value, beside)} {self.unit}"
-        return _number(self.value, [*beside, 1.0])  # 1 is said of what is all there only
+            return f"{number(self.value, beside)} {self.unit}"
+        return number(self.value, [*beside, 1.0])  # 1 is said of what is all there only
 
 
 def write(assessment: Assessment, folder: Path) -> Path:
@@ -121,7 +129,7 @@ def write(assessment: Assessment, folder: Path) -> Path:
         The folder or a file in it cannot be written.
     """
     # Everything is made before anything is written, so that an error leaves no half report.
-    top = _scale_top(assessment.limits)
+    top = scale_top(assessment.limits)
     files = {"assessment.json": f"{assessment.model_dump_json(indent=2)}\n".encode()}
     shown = []
     for stem, evidence in zip(_stems(assessment.evidence), assessment.evidence, strict=True):
@@ -139,7 +147,7 @@ def write(assessment: Assessment, folder: Path) -> Path:
         ),
     )
     for name, content in files.items():
-        _write(folder / name, content)
+        write_file(folder / name, content)
     return folder / "report.html"
 
 
@@ -151,7 +159,7 @@ def prepare_folder(folder: Path) -> None:
     UsageError
         It cannot be made or written.
     """
-    _write(folder / ".writable", b"").unlink()
+    write_file(folder / ".writable", b"").unlink()
 
 
 def index(rows: Sequence[IndexRow], path: Path, *, title: str = "", introduction: str = "") -> Path:
@@ -182,7 +190,7 @@ def index(rows: Sequence[IndexRow], path: Path, *, title: str = "", introduction
     for row in rows:
         thumbs: dict[str, str] = {}
         for evidence in row.assessment.evidence[:1]:
-            views = pictures.views(evidence, _scale_top(row.assessment.limits))
+            views = pictures.views(evidence, scale_top(row.assessment.limits))
             thumbs = _data_uris(views, _THUMB_SIDES)
         groups.setdefault(row.group, []).append((row, thumbs))
     counts = {
@@ -197,7 +205,7 @@ def index(rows: Sequence[IndexRow], path: Path, *, title: str = "", introduction
         title=title,
         introduction=introduction,
     )
-    return _write(path, page)
+    return write_file(path, page)
 
 
 def _whole_image(assessment: Assessment) -> list[_Judged]:
@@ -295,7 +303,7 @@ def _metric_words(assessment: Assessment, name: str) -> str:
     """Value of a companion measure; a ratio to no error is infinite, and recorded as None."""
     value = assessment.metrics[name]
     if value is not None:
-        return _number(value, [1.0])
+        return number(value, [1.0])
     if name == "psnr_db" and assessment.base_lpips_score == 0.0:
         return "identical"
     return "not defined here"
@@ -339,7 +347,7 @@ def _inside(value: float | None, limit: Limit) -> bool:
     return value <= limit.value if limit.bound == "at_most" else value >= limit.value
 
 
-def _scale_top(limits: Sequence[Limit]) -> float:
+def scale_top(limits: Sequence[Limit]) -> float:
     """Distance at the top of the colour scale: twice the screening limit.
 
     Fixed by the limits, never by the image: the same colour means the same distance on every
@@ -358,7 +366,7 @@ def _stems(evidence: Sequence[Evidence]) -> list[str]:
     return stems
 
 
-def _number(value: float, beside: Sequence[float] = ()) -> str:
+def number(value: float, beside: Sequence[float] = ()) -> str:
     """Three significant digits; more where rounding would move it onto or across a limit."""
     for digits in range(3, 17):
         text = f"{value:.{digits}g}"
@@ -465,7 +473,7 @@ def _templates() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     helpers = (
-        *(_number, _exact, _at, _anchor, _ticks, _slice_ticks, _numbered, _aspect),
+        *(number, _exact, _at, _anchor, _ticks, _slice_ticks, _numbered, _aspect),
         *(_image_words, _unit_words, _utc, _provisional, _judged, _whole_image),
         *(_measure_words, _metric_words, _parts_words, _bound, _inside),
         *(_limit_level, _limit_subject, _origins),
@@ -479,7 +487,7 @@ def _page(name: str, **values: Any) -> bytes:
     return _templates().get_template(name).render(values).encode()
 
 
-def _write(path: Path, content: bytes) -> Path:
+def write_file(path: Path, content: bytes) -> Path:
     """Write a file as a whole or not at all: under another name first, then renamed."""
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
