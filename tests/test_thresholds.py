@@ -13,10 +13,13 @@ import pytest
 from medqa.errors import ProfileError
 from medqa.thresholds import (
     Profile,
+    Task,
     Windows,
     check_backbone,
+    check_calibrated,
     check_modality,
-    for_modality,
+    choose,
+    differences,
     load,
     names,
 )
@@ -40,7 +43,7 @@ TEXTBOOK = [
 def test_shipped_limits_are_the_textbook_ones(
     modality: str, diagnostic: float, screening: float
 ) -> None:
-    limits = {limit.name: limit for limit in for_modality(modality).limit_records}
+    limits = {limit.name: limit for limit in choose(modality).limit_records}
     companions = {name: limits.pop(name) for name in list(limits) if "fidelity" in name}
     assert {one.bound for one in companions.values()} == {"at_least"}
     assert len(companions) == 4  # edges and texture, diagnostic and screening
@@ -66,34 +69,143 @@ def test_shipped_limits_are_the_textbook_ones(
     + [("IVUS", "ultrasound"), ("NM", "nuclear"), ("PT", "nuclear"), ("OPT", "default")],
 )
 def test_modality_finds_its_profile(modality: str, name: str) -> None:
-    assert for_modality(modality).name == name
+    assert choose(modality).name == name
 
 
 def test_a_modality_in_lower_case_does_not_get_the_wider_default_limits() -> None:
-    assert for_modality(" ct ").name == "ct"
+    assert choose(" ct ").name == "ct"
 
 
 @pytest.mark.parametrize("modality", [None, "", "  "])
 def test_unknown_modality_is_not_guessed(modality: str | None) -> None:
     with pytest.raises(ProfileError, match="does not say its modality") as caught:
-        for_modality(modality)
+        choose(modality)
     assert "--profile" in caught.value.mend
 
 
 def test_names_are_the_files_and_no_modality_has_two_profiles() -> None:
     assert names() == (
         "ct",
+        "ct-compression",
+        "ct-head",
+        "ct-head-compression",
         "default",
         "mammography",
         "mr",
+        "mr-compression",
         "nuclear",
         "ultrasound",
         "xray",
+        "xray-compression",
     )
     profiles = [load(name) for name in names()]
     assert [profile.name for profile in profiles] == list(names())
-    claimed = [modality for profile in profiles for modality in profile.modalities]
+    claimed = [
+        (profile.task, modality, part)
+        for profile in profiles
+        for modality in profile.modalities
+        for part in profile.body_parts or ("",)
+    ]
     assert len(claimed) == len(set(claimed))
+
+
+@pytest.mark.parametrize(
+    ("modality", "task", "part", "name"),
+    [
+        ("CT", "routine", "HEAD", "ct-head"),
+        ("CT", "routine", "head ", "ct-head"),
+        ("CT", "routine", "CHEST", "ct"),
+        ("CT", "routine", None, "ct"),
+        ("MR", "routine", "HEAD", "mr"),
+        ("CT", "compression", "BRAIN", "ct-head-compression"),
+        ("CT", "compression", None, "ct-compression"),
+        ("DX", "compression", "CHEST", "xray-compression"),
+    ],
+)
+def test_task_and_body_part_find_their_profile(
+    modality: str, task: Task, part: str | None, name: str
+) -> None:
+    assert choose(modality, task, part).name == name
+
+
+@pytest.mark.parametrize(("modality", "task"), [("MG", "compression"), ("CT", "denoising")])
+def test_a_task_without_a_profile_is_not_guessed(modality: str, task: Task) -> None:
+    with pytest.raises(ProfileError, match=f"no shipped profile is for {task} of {modality}"):
+        choose(modality, task)
+
+
+def test_limits_for_compression_are_the_measured_distances() -> None:
+    """The tables of docs/compression.md, which tests/benchmarks/anchors.py wrote."""
+    page = Path(__file__).parents[1].joinpath("docs/compression.md").read_text("utf-8")
+    measured = {
+        (name, int(ratio)): float(median)
+        for name, ratio, median in re.findall(r"\| ([a-z-]+) \| (\d+) \| (0\.\d+) \(", page)
+    }
+    accepted = {"ct": (8, 15), "ct-head": (5, 12), "mr": (7, 24), "xray": (10, 30)}
+    for name, ratios in accepted.items():
+        limits = load(f"{name}-compression").limits
+        for limit, ratio in zip((limits.diagnostic, limits.screening), ratios, strict=True):
+            median = measured[name, ratio]
+            assert 0.93 * median < limit.value <= median
+            assert f"at {ratio}:1" in limit.source
+            assert f"{median:.4f}" in limit.source
+
+
+def test_a_profile_is_laid_over_the_one_that_it_extends(tmp_path: Path) -> None:
+    head = files("medqa_thresholds").joinpath("ct-head.toml").read_text("utf-8")
+    own = tmp_path / "own.toml"
+    own.write_text(head.replace('"ct-head"', '"own"') + "[geometry]\nresample = true\n", "utf-8")
+    profile, parent = load(str(own)), load("ct")
+    assert isinstance(profile.normalise, Windows)
+    assert [window.name for window in profile.normalise.windows] == ["brain", "subdural", "bone"]
+    assert profile.limits == parent.limits
+    assert profile.geometry.resample is True
+    assert profile.caution == parent.caution
+    digests = f"{hashlib.sha256(own.read_bytes()).hexdigest()}\n{parent.sha256}"
+    assert profile.sha256 == hashlib.sha256(digests.encode()).hexdigest()
+    assert profile.text.startswith(own.read_text("utf-8"))
+    assert parent.text in profile.text
+
+
+def test_another_kind_of_display_keeps_nothing_of_the_first(tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    text = files("medqa_thresholds").joinpath("ct-head.toml").read_text("utf-8")
+    own.write_text(text[: text.index("[normalise]")] + '[normalise]\nkind = "full_range"\n')
+    assert load(str(own)).normalise.kind == "full_range"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('extends = "ct"', 'extends = "nothing"', "extends must name another shipped profile"),
+        ('extends = "ct"', "extends = 7", "extends must name another shipped profile"),
+        ("status = ", "# status = ", "status is missing: what extends a profile is another one"),
+    ],
+)
+def test_wrong_extensions_are_refused(tmp_path: Path, old: str, new: str, words: str) -> None:
+    own = tmp_path / "own.toml"
+    text = files("medqa_thresholds").joinpath("ct-head.toml").read_text("utf-8")
+    own.write_text(text.replace(old, new), "utf-8")
+    with pytest.raises(ProfileError, match=re.escape(words)):
+        load(str(own))
+
+
+def test_differences_are_named_by_their_keys() -> None:
+    found = differences(load("ct"), load("ct-compression"))
+    assert found["limits.diagnostic.value"] == (0.1, 0.007)
+    assert found["aggregate.slices"] == ("p95", "max")
+    assert found["metric.relative_error.gray"] == (None, 0.5)
+    assert "normalise.windows[1].centre" not in found
+    assert differences(load("ct"), load("ct-head"))["normalise.windows[1].width"] == (400.0, 80.0)
+
+
+def test_provisional_limits_are_not_calibrated(tmp_path: Path) -> None:
+    with pytest.raises(ProfileError, match="its limits are provisional"):
+        check_calibrated(load("ct"))
+    own = tmp_path / "own.toml"
+    text = files("medqa_thresholds").joinpath("ct.toml").read_text("utf-8")
+    own.write_text(text.replace('status = "provisional"', 'status = "calibrated"'), "utf-8")
+    check_calibrated(load(str(own)))
 
 
 def test_ct_windows() -> None:
@@ -275,7 +387,13 @@ def test_every_key_of_a_shipped_file_is_read() -> None:
     for name in names():
         document = tomllib.loads(files("medqa_thresholds").joinpath(f"{name}.toml").read_text())
         profile: Profile = load(name)
-        assert _as_lists(profile.model_dump()) == document
+        found = _as_lists(profile.model_dump(exclude_unset=True))
+        assert isinstance(found, dict)
+        if profile.extends is None:
+            assert found == document
+        for key, value in document.items():
+            inside = isinstance(value, dict)
+            assert (value.items() <= found[key].items()) if inside else found[key] == value
 
 
 def _as_lists(value: object) -> object:

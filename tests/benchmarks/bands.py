@@ -123,7 +123,7 @@ def _slice(profile: str, path: Path, index: int) -> Slice:
         return Slice(profile, stored, show)
     image = medqa.read(path)
     values = np.asarray(image.pixels[index])
-    if profile == "ct":
+    if image.unit == "HU":
         values = np.clip(values, -1024, 3071)
     offset = float(values.min())
     # What PET measures are real numbers in a unit of any size: stored in 12 bits.

@@ -1,55 +1,36 @@
-"""Threshold profiles: one TOML file per modality, validated before anything is judged.
+"""What a threshold profile holds.
 
-A profile says which display the distance is measured under, which network its limits hold for,
-how slices are aggregated, and the limits themselves, each with unit, source, date and status.
+Which display the distance is measured under, which network its limits hold for, how slices are
+aggregated, and the limits themselves, each with unit, source, date and status.
 """
 
 from __future__ import annotations
 
 import datetime
-import hashlib
-import json
-import tomllib
-from importlib.resources import files
-from importlib.resources.abc import Traversable
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    ValidationError,
-    model_validator,
-)
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
-from medqa.assessment import MEASURE_WORDS, Better, Limit, ProfileRef
-from medqa.errors import ProfileError
+from medqa.assessment import MEASURE_WORDS, Better, Limit, ProfileRef, Task
 
 __all__ = [
     "DisplayWindow",
     "FullRange",
     "Gate",
+    "Limits",
     "Measures",
     "Percentiles",
     "Profile",
+    "Status",
+    "Task",
     "Threshold",
     "Voi",
     "Windows",
-    "check_backbone",
-    "check_modality",
-    "for_modality",
-    "load",
-    "names",
 ]
-
-SCHEMA_VERSION = 1
-_FALLBACK = "default"
 
 Status = Literal["published", "calibrated", "provisional"]
 _Text = Annotated[str, Field(min_length=1)]
+_Code = Annotated[str, Field(pattern=r"^[A-Z0-9_]{1,16}$")]  # a DICOM code string, without blanks
 _Percent = Annotated[float, Field(ge=0.0, le=100.0)]
 
 
@@ -63,13 +44,15 @@ class Metric(_Table):
     """The measure that the limits hold for.
 
     `guard_band` names the networks that reproduce it and may be used instead, their stated
-    relative error kept as a band around each limit.
+    relative error kept as a band around each limit. `relative_error` states a larger one, where a
+    network is less exact near these limits than elsewhere.
     """
 
     name: Literal["lpips"]
     backbone: _Text
     version: _Text
     guard_band: tuple[_Text, ...]
+    relative_error: dict[str, Annotated[float, Field(gt=0.0, lt=1.0)]] = {}
 
 
 class DisplayWindow(_Table):
@@ -223,7 +206,7 @@ def _check_measure(name: str) -> None:
 
 
 class Profile(_Table):
-    """A validated thresholds file; made by `load` and `for_modality` only."""
+    """A validated thresholds file; made by `load` and `choose` only."""
 
     schema_version: Literal[1]
     name: _Text
@@ -231,7 +214,10 @@ class Profile(_Table):
     title: _Text
     status: Status
     date: datetime.date
-    modalities: tuple[Annotated[str, Field(pattern=r"^[A-Z0-9_]{1,16}$")], ...]
+    modalities: tuple[_Code, ...]
+    extends: _Text | None = None
+    task: Task = "routine"
+    body_parts: tuple[_Code, ...] = ()
     caution: _Text | None = None
     metric: Metric
     normalise: Normalise
@@ -252,12 +238,15 @@ class Profile(_Table):
 
     @property
     def text(self) -> str:
-        """The file as it is written, comments and all."""
+        """The file as it is written, comments and all; after it, those that it extends."""
         return self._text
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of the file's bytes, in hex."""
+        """SHA-256 of the file's bytes; where it extends others, of all their digests in hex.
+
+        From the file itself to the last that is extended, joined by newlines.
+        """
         return self._sha256
 
     @property
@@ -299,155 +288,3 @@ class Profile(_Table):
             for level in ("diagnostic", "screening")
         ]
         return (*distance, *companions)
-
-
-def names() -> tuple[str, ...]:
-    """Names of the shipped profiles, in alphabetical order."""
-    return tuple(sorted(_shipped()))
-
-
-def load(name_or_path: str) -> Profile:
-    """Load a profile.
-
-    Parameters
-    ----------
-    name_or_path
-        What ends in ``.toml`` is the path of a file, anything else the name of a shipped profile.
-
-    Raises
-    ------
-    ProfileError
-        Unknown name, unreadable file, or a file that is no valid profile.
-    """
-    if name_or_path.endswith(".toml"):
-        return _parse(Path(name_or_path), name_or_path)
-    shipped = _shipped()
-    if name_or_path not in shipped:
-        raise ProfileError(
-            name_or_path,
-            "no shipped profile has this name",
-            f"take one of {', '.join(names())}, or the path of a .toml file",
-        )
-    return _parse(shipped[name_or_path], f"{name_or_path}.toml")
-
-
-def for_modality(modality: str | None) -> Profile:
-    """Load the shipped profile of a modality; ``default`` where none names it.
-
-    Parameters
-    ----------
-    modality
-        DICOM Modality, such as ``CT``.
-
-    Raises
-    ------
-    ProfileError
-        The modality is None or blank: limits would be a guess.
-    """
-    wanted = (modality or "").strip().upper()
-    if not wanted:
-        raise ProfileError(
-            "profile", "the image does not say its modality", "name a profile with --profile"
-        )
-    profiles = {name: load(name) for name in names()}
-    for profile in profiles.values():
-        if wanted in profile.modalities:
-            return profile
-    return profiles[_FALLBACK]
-
-
-def check_modality(profile: Profile, modality: str | None) -> None:
-    """Refuse a profile for other modalities than the image's, where both are stated.
-
-    Raises
-    ------
-    ProfileError
-        The limits and displays of the profile are not for this kind of image.
-    """
-    if modality and profile.modalities and modality.strip().upper() not in profile.modalities:
-        raise ProfileError(
-            profile.source,
-            f"is for {', '.join(profile.modalities)}, and the image is {modality}",
-            "leave --profile out, or name a profile for this modality or for none",
-        )
-
-
-def check_backbone(
-    profile: Profile, backbone: str, version: str, relative_error: float | None
-) -> None:
-    """Refuse a network that the profile's limits do not hold for.
-
-    A network of the guard band may be of any version, but must state its relative error.
-
-    Raises
-    ------
-    ProfileError
-        It is neither the profile's network, in the profile's version, nor one that reproduces it.
-    """
-    metric = profile.metric
-    if (backbone, version) == (metric.backbone, metric.version):
-        return
-    if backbone in metric.guard_band and relative_error is not None:
-        return
-    allowed = " or ".join((f"{metric.backbone} {metric.version}", *metric.guard_band))
-    raise ProfileError(
-        profile.source,
-        f"its limits hold for the network {allowed}, not for {backbone} {version}",
-        f"use a profile file whose [metric] names {backbone} {version}",
-    )
-
-
-def _shipped() -> dict[str, Traversable]:
-    found = files("medqa_thresholds").iterdir()
-    return {file.name.removesuffix(".toml"): file for file in found if file.name.endswith(".toml")}
-
-
-def _parse(file: Traversable, subject: str) -> Profile:
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise ProfileError(
-            subject, f"cannot be read ({error.strerror})", "check the path and its permissions"
-        ) from error
-    try:
-        text = content.decode("utf-8")
-        document: dict[str, Any] = tomllib.loads(text)
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ProfileError(subject, f"is not TOML ({error})", "correct the file") from error
-    if document.get("schema_version") != SCHEMA_VERSION:
-        raise ProfileError(
-            subject,
-            f"schema_version must be {SCHEMA_VERSION}, not {document.get('schema_version')}",
-            "write the file in this form, or use the medqa version that it was written for",
-        )
-    try:
-        # By way of JSON, where strict validation takes TOML's arrays for tuples.
-        profile = Profile.model_validate_json(json.dumps(document, default=str))
-    except ValidationError as error:
-        reason = ", ".join(_in_words(one) for one in error.errors())
-        raise ProfileError(
-            subject, reason, "correct the file; the shipped profiles show the form"
-        ) from error
-    profile._source = subject
-    profile._text = text
-    profile._sha256 = hashlib.sha256(content).hexdigest()
-    return profile
-
-
-def _in_words(error: ErrorDetails) -> str:
-    """Which key is wrong, as it is written in the file, and what is wrong with it."""
-    where = list(error["loc"])
-    if where[:1] == ["normalise"]:
-        del where[1:2]  # the kind, which pydantic inserts into the path
-    key = "".join(f"[{part + 1}]" if isinstance(part, int) else f".{part}" for part in where)[1:]
-    match error["type"]:
-        case "missing":
-            return f"{key} is missing"
-        case "extra_forbidden":
-            return f"{key} is not a key of a profile"
-        case "union_tag_not_found" | "union_tag_invalid":
-            return f"{key}.kind must be windows, percentiles, voi or full_range"
-        case "value_error":
-            return f"{key}: {error['ctx']['error']}"
-        case _:
-            return f"{key}: {error['msg'][:1].lower()}{error['msg'][1:]}"
