@@ -1,0 +1,1 @@
+"""Work that draws a conclusion from many assessments."""

@@ -1,0 +1,460 @@
+"""A reader study as a table: which images were judged by whom, and what was measured of them.
+
+One row for each judgment: ``image``, ``reader``, ``judgment`` and either the measured values or
+``assessment``, the id of a recorded assessment. Errors name the line and the column, never an
+image, a patient or a reader.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from medqa.assessment import MEASURE_WORDS
+from medqa.errors import StoreError, UsageError
+from medqa.thresholds import Profile
+
+if TYPE_CHECKING:
+    from medqa.assessment import Assessment
+    from medqa.audit import Store
+
+__all__ = ["DISTANCE", "JudgedImage", "ReaderStudy", "Rule", "read_study"]
+
+Rule = Literal["majority", "any"]
+#: Name of the column, and of the measure, that holds the LPIPS distance.
+DISTANCE = "distance"
+
+_ALWAYS = ("image", "reader", "judgment")
+_OPTIONAL = ("patient", "modality", "body_part", "network")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_CODE = re.compile(r"[A-Z0-9_]{1,16}")  # a DICOM code string, as profiles hold it
+_WORDS = {
+    **dict.fromkeys(("accept", "acceptable", "yes", "1"), 1),
+    **dict.fromkeys(("reject", "unacceptable", "no", "0"), 0),
+}
+_FORCED_CHOICE = {"2afc", "a", "b", "left", "right", "first", "second", "reference", "candidate"}
+_HIGHEST = 5  # scores run from 1 to this
+
+
+@dataclass(frozen=True)
+class JudgedImage:
+    """One image with everything that was measured and judged of it.
+
+    Parameters
+    ----------
+    values
+        Measured value by name: `DISTANCE` or a companion measure.
+    judgments
+        By reader: 0 (unacceptable) or 1 (acceptable), or a score from 1 to 5.
+    unacceptable
+        What the readers say together, by the rule of the study.
+    patient
+        Whose image it is; images of one patient are not independent.
+    """
+
+    values: Mapping[str, float]
+    judgments: Mapping[str, int]
+    unacceptable: bool
+    patient: str
+    modality: str | None = None
+    body_part: str | None = None
+
+
+@dataclass(frozen=True)
+class ReaderStudy:
+    """A table of judgments, read and checked.
+
+    Parameters
+    ----------
+    readers
+        In the order in which the table first names them.
+    network
+        Name and version that the distances were measured with; None where there are none.
+    clustered
+        Whether the table tells patients apart; if not, each image counts as another patient's.
+    acceptable_from
+        Lowest acceptable score; None where the judgments are no scores.
+    rule
+        When several readers together call an image unacceptable: `majority` of them, where a tie
+        counts as unacceptable, or `any` of them.
+    recorded
+        Whether the values come from recorded assessments.
+    sha256
+        SHA-256 of the table's file.
+    """
+
+    images: tuple[JudgedImage, ...]
+    readers: tuple[str, ...]
+    measures: tuple[str, ...]
+    network: tuple[str, str] | None
+    clustered: bool
+    acceptable_from: int | None
+    rule: Rule
+    recorded: bool
+    sha256: str
+
+    def accepts(self, judgment: int) -> bool:
+        """Whether a single judgment is one of acceptable."""
+        return judgment >= (1 if self.acceptable_from is None else self.acceptable_from)
+
+
+@dataclass
+class _Gathered:
+    """Rows of one image while the table is read: its first line, its cells, its judgments."""
+
+    line: int
+    cells: dict[str, str]
+    judgments: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+def read_study(
+    path: Path,
+    base: Profile,
+    *,
+    measures: Sequence[str] = (DISTANCE,),
+    acceptable_from: int | None = None,
+    rule: Rule = "majority",
+    network: str | None = None,
+    db: str | None = None,
+) -> ReaderStudy:
+    """Read a table of judgments, UTF-8, cells separated by commas, decimal points.
+
+    1. The header: no column unknown, none missing.
+    2. The rows: every judgment understood, none given twice, one value for each image.
+    3. The values: from the table's own columns, or from the recorded assessments.
+    4. The readers' judgments of each image combined by the rule.
+
+    Parameters
+    ----------
+    base
+        Profile whose display, aggregate and modalities the values were measured under.
+    measures
+        `DISTANCE`, companion measures, or both.
+    acceptable_from
+        For scores from 1 to 5: the lowest that is acceptable.
+    network
+        Network of the distances where the table does not say it, such as ``alex`` or ``gray 1``.
+    db
+        Audit database where recorded assessments are looked up, as `medqa.audit.Store` takes it.
+
+    Raises
+    ------
+    UsageError
+        The table cannot be read or used; names the line and the column.
+    StoreError
+        An assessment is not recorded.
+    """
+    try:
+        content = path.read_bytes()
+        text = content.decode("utf-8-sig")
+    except OSError as error:
+        raise UsageError(path, f"cannot be read ({error.strerror})", "check the path") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(path, "is not UTF-8 text", "save it as CSV in UTF-8") from error
+    for name in measures:
+        if name != DISTANCE and name not in MEASURE_WORDS:
+            known = ", ".join((DISTANCE, *MEASURE_WORDS))
+            raise UsageError(name, "is no measure", f"choose from {known}")
+
+    # 1. and 2. Header and rows.
+    gathered = _gather(path, text, measures, acceptable_from)
+    if not gathered:
+        raise UsageError(path, "holds no judgments", "add a row for each image and reader")
+
+    # 3. Values.
+    recorded = "assessment" in next(iter(gathered.values())).cells
+    if recorded:
+        if network is not None:
+            raise UsageError(path, "its assessments say the network", "leave --backbone out")
+        facts = _recorded_facts(path, gathered, base, measures, db)
+    else:
+        facts = _own_facts(path, gathered, base, measures, network)
+    clustered = all(one.patient is not None for one in facts.values())
+
+    # 4. One label for each image.
+    lowest = 1 if acceptable_from is None else acceptable_from
+    images = tuple(
+        JudgedImage(
+            values=facts[name].values,
+            judgments={who: judged for who, (judged, _) in one.judgments.items()},
+            unacceptable=_unacceptable(
+                [judged < lowest for judged, _ in one.judgments.values()], rule
+            ),
+            patient=str(facts[name].patient) if clustered else name,
+            modality=facts[name].modality,
+            body_part=facts[name].body_part,
+        )
+        for name, one in gathered.items()
+    )
+    return ReaderStudy(
+        images=images,
+        readers=tuple(dict.fromkeys(who for one in gathered.values() for who in one.judgments)),
+        measures=tuple(measures),
+        network=_one_network(path, facts, gathered) if DISTANCE in measures else None,
+        clustered=clustered,
+        acceptable_from=acceptable_from,
+        rule=rule,
+        recorded=recorded,
+        sha256=hashlib.sha256(content).hexdigest(),
+    )
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What is known of an image beside its judgments."""
+
+    values: Mapping[str, float]
+    network: tuple[str, str] | None
+    patient: str | None
+    modality: str | None
+    body_part: str | None
+
+
+def _header(path: Path, header: Sequence[str], measures: Sequence[str]) -> tuple[str, ...]:
+    names = tuple(one.strip() for one in header)
+    if len(names) == 1 and ";" in names[0]:
+        raise UsageError(
+            path, "its cells are separated by semicolons", "save it with commas and decimal points"
+        )
+    if len(set(names)) < len(names):
+        raise UsageError(path, "line 1: two columns have the same name", "rename one of them")
+    needed = _ALWAYS + (("assessment",) if "assessment" in names else tuple(measures))
+    if missing := [one for one in needed if one not in names]:
+        raise UsageError(
+            path,
+            f"line 1: column {', '.join(missing)} is missing",
+            "add it; values come from columns of their own or from assessment",
+        )
+    # An assessment says all but whose image it is, and even that where it was a DICOM.
+    allowed = {*_ALWAYS, *(("assessment", "patient") if "assessment" in names else _OPTIONAL)}
+    if "assessment" not in names:
+        allowed |= {DISTANCE, *MEASURE_WORDS}
+    if unknown := [one for one in names if one not in allowed]:
+        reason = f"line 1: column {', '.join(unknown)} is not understood"
+        if "assessment" in names and set(unknown) <= {DISTANCE, *_OPTIONAL, *MEASURE_WORDS}:
+            reason = f"line 1: column {', '.join(unknown)} stands beside assessment, which says it"
+        raise UsageError(path, reason, f"remove it; known are {', '.join(sorted(allowed))}")
+    return names
+
+
+def _gather(
+    path: Path, text: str, measures: Sequence[str], acceptable_from: int | None
+) -> dict[str, _Gathered]:
+    """Rows by image, in the order of the table."""
+    gathered: dict[str, _Gathered] = {}
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    header = _header(path, next(rows, []), measures)
+    while True:
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            raise _wrong(
+                path, rows.line_num, None, f"is not CSV ({error})", "correct it"
+            ) from error
+        if row is None:
+            return gathered
+        if not row:
+            continue
+        line = rows.line_num
+        if len(row) != len(header):
+            raise _wrong(
+                path, line, None, f"{len(row)} cells, not {len(header)}", "quote cells with commas"
+            )
+        cells = {name: cell.strip() for name, cell in zip(header, row, strict=True)}
+        for name, cell in cells.items():
+            if not cell:
+                raise _wrong(path, line, name, "is empty", "fill it in, or remove the row")
+        judgment = _judgment(path, line, cells.pop("judgment"), acceptable_from)
+        image, who = cells.pop("image"), cells.pop("reader")
+        one = gathered.setdefault(image, _Gathered(line, cells))
+        for name, cell in cells.items():
+            if one.cells[name] != cell:
+                reason = f"differs from line {one.line}, which is of the same image"
+                raise _wrong(path, line, name, reason, "give each image one value")
+        if who in one.judgments:
+            reason = f"this reader judged this image on line {one.judgments[who][1]} already"
+            raise _wrong(path, line, "reader", reason, "keep one of the two judgments")
+        one.judgments[who] = (judgment, line)
+
+
+def _judgment(path: Path, line: int, cell: str, acceptable_from: int | None) -> int:
+    word = cell.casefold()
+    if acceptable_from is None:
+        if word in _WORDS:
+            return _WORDS[word]
+        mend = "write accept or reject, yes or no, 1 or 0"
+        if word.isdecimal():
+            mend = "for scores from 1 to 5 say which are acceptable: --acceptable-from 3"
+    else:
+        if word in {str(score) for score in range(1, _HIGHEST + 1)}:
+            return int(word)
+        mend = f"with --acceptable-from write whole numbers from 1 to {_HIGHEST}"
+    reason = f"'{cell[:20]}' is no judgment"
+    if word in _FORCED_CHOICE:
+        reason = "a forced choice (2AFC) says which image is better, not what is acceptable"
+        mend = "have readers judge each image as acceptable or not, or score it"
+    raise _wrong(path, line, "judgment", reason, mend)
+
+
+def _own_facts(
+    path: Path,
+    gathered: Mapping[str, _Gathered],
+    base: Profile,
+    measures: Sequence[str],
+    network: str | None,
+) -> dict[str, _Facts]:
+    facts = {}
+    for image, one in gathered.items():
+        cells, line = one.cells, one.line
+        for name in ("modality", "body_part"):
+            if name in cells and not _CODE.fullmatch(cells[name]):
+                reason = f"'{cells[name][:20]}' is no DICOM code"
+                raise _wrong(path, line, name, reason, "write it as in the header: CT, HEAD")
+        _check_modality(path, line, base, cells.get("modality"))
+        stated = cells.get("network", network)
+        if "network" in cells and network is not None:
+            raise UsageError(path, "it names the networks itself", "leave --backbone out")
+        if DISTANCE in measures and stated is None:
+            mend = "add a column network, or name it with --backbone"
+            raise UsageError(path, "does not say which network measured the distances", mend)
+        facts[image] = _Facts(
+            values={name: _number(path, line, name, cells[name]) for name in measures},
+            network=None if stated is None else _network(path, line, stated),
+            patient=cells.get("patient"),
+            modality=cells.get("modality"),
+            body_part=cells.get("body_part"),
+        )
+    return facts
+
+
+def _number(path: Path, line: int, name: str, cell: str) -> float:
+    value = float(cell) if _NUMBER.fullmatch(cell) else math.nan
+    if not math.isfinite(value):
+        mend = "write a number with a decimal point"
+        raise _wrong(path, line, name, f"'{cell[:20]}' is no number", mend)
+    if name == DISTANCE and value < 0.0:
+        raise _wrong(path, line, name, f"a distance of {cell[:20]}", "it is at least 0")
+    return value
+
+
+def _network(path: Path, line: int, stated: str) -> tuple[str, str]:
+    """Name and version: of this medqa where only the name is given."""
+    from medqa.weights import BACKBONES
+
+    name, _, version = stated.partition(" ")
+    if name not in BACKBONES:
+        reason = f"'{stated[:20]}' is no network"
+        raise _wrong(path, line, "network", reason, f"take one of {', '.join(BACKBONES)}")
+    return name, version.strip() or BACKBONES[name].version
+
+
+def _recorded_facts(
+    path: Path,
+    gathered: Mapping[str, _Gathered],
+    base: Profile,
+    measures: Sequence[str],
+    db: str | None,
+) -> dict[str, _Facts]:
+    from medqa.audit import Store, histories
+
+    with Store.open(db, readonly=True) as store:
+        found = {
+            image: _recorded(path, one.line, one.cells["assessment"], store)
+            for image, one in gathered.items()
+        }
+        beside = histories(store, [one.assessment_id for one in found.values()])
+    first: dict[str, int] = {}
+    for image, assessment in found.items():
+        line = gathered[image].line
+        before = first.setdefault(assessment.assessment_id, line)
+        if before != line:
+            reason = f"is that of line {before}, which is of another image"
+            raise _wrong(path, line, "assessment", reason, "give each image its own")
+    facts = {}
+    for image, assessment in found.items():
+        line = gathered[image].line
+        history = beside.get(assessment.assessment_id)
+        if history is None or history.superseded_by is not None:
+            state = "is not in the chain" if history is None else "was superseded"
+            raise _wrong(path, line, "assessment", state, "name the one that holds now")
+        facts[image] = _facts_of(path, line, assessment, base, measures, gathered[image].cells)
+    return facts
+
+
+def _recorded(path: Path, line: int, identity: str, store: Store) -> Assessment:
+    try:
+        return store.get(identity)
+    except StoreError as error:
+        # The store names the id; which line of the table it is on helps more.
+        reason = f"line {line}, column assessment: {error.reason}"
+        raise StoreError(path, reason, error.mend) from error
+
+
+def _facts_of(
+    path: Path,
+    line: int,
+    assessment: Assessment,
+    base: Profile,
+    measures: Sequence[str],
+    cells: Mapping[str, str],
+) -> _Facts:
+    reference, metric = assessment.inputs.reference, assessment.metric
+    if assessment.base_lpips_score is None or reference is None or metric is None:
+        mend = "leave the image out, or assess it again"
+        raise _wrong(path, line, "assessment", "it was not assessable", mend)
+    if assessment.profile is None or assessment.profile.sha256 != base.sha256:
+        reason = f"it was not measured under the profile {base.name} {base.version} as it is now"
+        mend = f"assess again with --profile {base.name}, or name another --base"
+        raise _wrong(path, line, "assessment", reason, mend)
+    _check_modality(path, line, base, reference.modality)
+    measured = {**assessment.metrics, DISTANCE: assessment.base_lpips_score}
+    values = {}
+    for name in measures:
+        value = measured.get(name)
+        if value is None:
+            mend = "leave the image out, or calibrate another measure"
+            raise _wrong(path, line, "assessment", f"it holds no {name}", mend)
+        values[name] = value
+    return _Facts(
+        values=values,
+        network=(metric.backbone, metric.version),
+        patient=cells.get("patient", reference.patient_hmac),
+        modality=reference.modality,
+        body_part=reference.body_part,
+    )
+
+
+def _check_modality(path: Path, line: int, base: Profile, modality: str | None) -> None:
+    if modality and base.modalities and modality.strip().upper() not in base.modalities:
+        reason = f"{modality[:16]}, and the profile {base.name} is for {', '.join(base.modalities)}"
+        mend = "make one table for each modality, or name another --base"
+        raise _wrong(path, line, "modality", reason, mend)
+
+
+def _one_network(
+    path: Path, facts: Mapping[str, _Facts], gathered: Mapping[str, _Gathered]
+) -> tuple[str, str] | None:
+    first = next(iter(facts.values())).network
+    for image, one in facts.items():
+        if one.network != first:
+            reason = "another network than on the first lines: their distances do not compare"
+            mend = "measure all images with one network"
+            raise _wrong(path, gathered[image].line, "network", reason, mend)
+    return first
+
+
+def _unacceptable(against: Sequence[bool], rule: Rule) -> bool:
+    """Whether the readers together refuse; with a majority rule, a tie refuses (fail closed)."""
+    return any(against) if rule == "any" else 2 * sum(against) >= len(against)
+
+
+def _wrong(path: Path, line: int, column: str | None, reason: str, mend: str) -> UsageError:
+    where = f"line {line}" if column is None else f"line {line}, column {column}"
+    return UsageError(path, f"{where}: {reason}", mend)

@@ -1,0 +1,275 @@
+"""A calibration as a new profile file and its page."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from medqa.errors import UsageError
+from medqa.studies.calibration import Calibration
+from medqa.studies.calibration_page import page
+from medqa.studies.readers import DISTANCE, ReaderStudy
+from medqa.thresholds import SCHEMA_VERSION, Gate, Profile, load
+
+__all__ = ["check_new", "site_profile", "write"]
+
+_PATHOLOGY_SHARE = 0.8  # of the diagnostic limit; the textbook rule of the shipped profiles
+
+
+def check_new(out: Path) -> None:
+    """Refuse to write over a profile or its page, before hours of work.
+
+    Raises
+    ------
+    UsageError
+        One of them is there, or the name does not end in ``.toml``.
+    """
+    if out.suffix != ".toml":
+        raise UsageError(out, "does not end in .toml, as a profile must", "name it site-ct.toml")
+    for path in (out, out.with_suffix(".html")):
+        if path.exists():
+            raise UsageError(path, "is there already", "name another file: keep what was used")
+
+
+def write(
+    out: Path,
+    base: Profile,
+    study: ReaderStudy,
+    calibrations: Sequence[Calibration],
+    *,
+    version: str,
+    title: str,
+    date: datetime.date,
+) -> Profile:
+    """Write a profile and beside it its page, both whole or neither, over nothing.
+
+    Parameters
+    ----------
+    out
+        Path of the profile, ending in ``.toml``; its stem becomes the profile's name, and the
+        page is beside it, ending in ``.html``.
+    base
+        Shipped profile that it extends, which the study was read with.
+
+    Returns
+    -------
+    The profile, as `medqa.thresholds.load` reads it.
+
+    Raises
+    ------
+    UsageError
+        One of the files is there, or cannot be written.
+    """
+    check_new(out)
+    text = site_profile(
+        base, study, calibrations, name=out.stem, version=version, title=title, date=date
+    )
+    other = out.with_suffix(".html")
+    # Under a name that ends as profiles do, so that it is validated as it will be.
+    parts = {one: one.with_name(f".{uuid.uuid4().hex}{one.suffix}") for one in (other, out)}
+    placed: list[Path] = []
+    try:
+        try:
+            parts[out].write_text(text, "utf-8")
+            profile = load(str(parts[out]))
+            parts[other].write_bytes(page(profile, base, study, calibrations))
+            for path, part in parts.items():
+                os.link(part, path)  # which, unlike a rename, fails where there is one
+                placed.append(path)
+        except BaseException:
+            for path in placed:
+                path.unlink()
+            raise
+        finally:
+            for part in parts.values():
+                part.unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(
+            out,
+            f"cannot be written ({error.strerror or error})",
+            "name a new file in a folder that you may write to",
+        ) from error
+    return load(str(out))
+
+
+def site_profile(
+    base: Profile,
+    study: ReaderStudy,
+    calibrations: Sequence[Calibration],
+    *,
+    name: str,
+    version: str,
+    title: str,
+    date: datetime.date,
+) -> str:
+    """Text of the profile.
+
+    *Diagnostic* is the guaranteed limit. *Screening* is the weighted Youden limit, or the
+    diagnostic one where that is looser: what lies between them goes to an expert. The readers
+    judged whole images, so the limits of regions are never loosened by them: the textbook rule
+    from the new diagnostic limit, or the base's limit where that is stricter. The profile is
+    `calibrated` where its distance is, else it stays what its base is.
+    """
+    by_measure = {one.measure: one for one in calibrations}
+    distance = by_measure.get(DISTANCE)
+    tables = [
+        _lines(
+            schema_version=SCHEMA_VERSION,
+            extends=base.name,
+            name=name,
+            version=version,
+            title=title,
+            status="calibrated" if distance else base.status,
+            date=date,
+            **_kinds(base, study),
+            caution=_caution(base, study, calibrations),
+        )
+    ]
+    if study.network and study.network != (base.metric.backbone, base.metric.version):
+        backbone, network_version = study.network
+        # No study of the networks that imitate the base's says how near they are to this one.
+        table = _lines(backbone=backbone, version=network_version, guard_band=[])
+        tables.append(f"[metric]\n{table}")
+    gated = [one for one in calibrations if one.measure != DISTANCE]
+    if gated:
+        tables += _measures(base, study, gated, date)
+    if distance is not None:
+        tables += _limits(base, study, distance, date)
+    return "\n\n".join(tables) + "\n"
+
+
+def _kinds(base: Profile, study: ReaderStudy) -> dict[str, object]:
+    """Modalities and body parts of the judged images, where all of them state one."""
+    found: dict[str, object] = {}
+    modalities = {one.modality for one in study.images}
+    if not base.modalities and None not in modalities:
+        found["modalities"] = sorted(map(str, modalities))
+    parts = {one.body_part for one in study.images}
+    if None not in parts:
+        found["body_parts"] = sorted(map(str, parts))
+    return found
+
+
+def _caution(base: Profile, study: ReaderStudy, calibrations: Sequence[Calibration]) -> str:
+    what = " and ".join(one.measure.replace("_", " ") for one in calibrations)
+    told = [
+        f"The limits on {what} are from {len(study.images)} images judged by {_readers(study)}. "
+        "They hold for images like those, and no others."
+    ]
+    told += dict.fromkeys(warning for one in calibrations for warning in one.warnings)
+    if base.caution and all(one.measure != DISTANCE for one in calibrations):
+        told.append(f"Of the distance: {base.caution.strip()}")
+    return " ".join(told)
+
+
+def _measures(
+    base: Profile, study: ReaderStudy, gated: Sequence[Calibration], date: datetime.date
+) -> list[str]:
+    """Every gate anew: an array of the base is replaced whole."""
+    gates = {gate.measure: gate for gate in base.measures.gates}
+    for one in gated:
+        loosest = max if one.better == "lower" else min
+        gates[one.measure] = Gate(
+            measure=one.measure,
+            diagnostic=one.guaranteed.limit,
+            screening=loosest(one.guaranteed.limit, one.youden.limit),
+            source=f"{_guarantee(study, one)}; screening: {_youden(study, one)}",
+            date=date,
+            status="calibrated",
+        )
+    run = list(dict.fromkeys((*base.measures.run, *gates)))
+    tables = (_lines(**gate.model_dump()) for gate in gates.values())
+    return [
+        f"[measures]\n{_lines(run=run)}",
+        *(f"[[measures.gates]]\n{table}" for table in tables),
+    ]
+
+
+def _limits(base: Profile, study: ReaderStudy, one: Calibration, date: datetime.date) -> list[str]:
+    diagnostic = one.guaranteed.limit
+    screening = (one.youden.limit, f"{_youden(study, one)}", "calibrated", date)
+    if one.youden.limit < diagnostic:
+        reason = f"the diagnostic limit, as this is stricter: {_youden(study, one)}"
+        screening = (diagnostic, reason, "calibrated", date)
+    limits = {
+        "diagnostic": (diagnostic, _guarantee(study, one), "calibrated", date),
+        "screening": screening,
+    }
+    for name, rule, share in (
+        ("pathology", "0.8 x the diagnostic limit", _PATHOLOGY_SHARE),
+        ("annotation", "the diagnostic limit", 1.0),
+    ):
+        old = getattr(base.limits, name)
+        value = float(f"{share * diagnostic:.4g}")
+        limits[name] = (
+            (value, f"textbook rule: {rule}; no region was judged by itself", "provisional", date)
+            if value < old.value
+            else (old.value, old.source, old.status, old.date)
+        )
+    tables = []
+    for name, (value, source, status, dated) in limits.items():
+        table = _lines(value=value, unit="LPIPS", source=source, date=dated, status=status)
+        tables.append(f"[limits.{name}]\n{table}")
+    return tables
+
+
+def _guarantee(study: ReaderStudy, one: Calibration) -> str:
+    claim, passed = one.claim, one.guaranteed.passed
+    who = "patients with unacceptable images" if study.clustered else "unacceptable images"
+    return (
+        f"at most {_percent(claim.miss_rate)} of {who} pass with {_percent(claim.confidence)} "
+        f"confidence (order statistic {one.rank} of {one.units}, Wilks 1941); "
+        f"{_percent(passed.value)} of acceptable images pass "
+        f"({_interval(passed.low, passed.high)}); {_evidence(study)}"
+    )
+
+
+def _youden(study: ReaderStudy, one: Calibration) -> str:
+    return (
+        f"largest weighted Youden index, a miss weighing {one.claim.miss_weight:g} "
+        f"(Kowalik-Urbaniak 2014): {one.youden.limit:g}, which "
+        f"{_percent(one.youden.missed.value)} of unacceptable images pass; {_evidence(study)}"
+    )
+
+
+def _evidence(study: ReaderStudy) -> str:
+    """Say what stands behind a limit, and name nobody."""
+    unacceptable = sum(one.unacceptable for one in study.images)
+    patients = f" of {len({one.patient for one in study.images})} patients" * study.clustered
+    scores = f", scores from {study.acceptable_from} acceptable" * bool(study.acceptable_from)
+    rule = "any of them refuses" if study.rule == "any" else "half of them or more refuse"
+    network = f", {' '.join(study.network)}" if study.network else ""
+    return (
+        f"{len(study.images)} images{patients}, {unacceptable} unacceptable, {_readers(study)}"
+        f"{scores}, unacceptable where {rule}{network}"
+        f"{', recorded assessments' * study.recorded}; table SHA-256 {study.sha256}"
+    )
+
+
+def _readers(study: ReaderStudy) -> str:
+    return f"{len(study.readers)} reader{'s' * (len(study.readers) != 1)}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return "no interval"
+    return f"{_percent(low)} to {_percent(high)}"
+
+
+def _lines(**values: object) -> str:
+    """Key-value lines of TOML, whose strings may be written as JSON's."""
+
+    def written(value: object) -> str:
+        if isinstance(value, datetime.date):
+            return value.isoformat()
+        return json.dumps(value, ensure_ascii=False)
+
+    return "\n".join(f"{key} = {written(value)}" for key, value in values.items())
