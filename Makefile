@@ -4,7 +4,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-SYSTEM_PACKAGES := postgresql
+SYSTEM_PACKAGES := dcmtk dicom3tools postgresql
 
 .PHONY: demo test docs format clean
 
@@ -15,7 +15,7 @@ test: .venv/installed-dev system
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 	$(MAKE) --no-print-directory docs
 
 docs: .venv/installed-dev

@@ -50,7 +50,7 @@ doctest_global_setup = f"""
 import os, shutil, tempfile
 _before, _folder = os.getcwd(), tempfile.mkdtemp()
 os.environ |= {{"XDG_DATA_HOME": _folder, "TORCH_HOME": _folder, "MEDQA_KEY": "5a" * 32}}
-for _name in ("MEDQA_DB", "MEDQA_WEIGHTS"):
+for _name in ("MEDQA_DB", "MEDQA_SIGNING_KEY", "MEDQA_USER", "MEDQA_WEIGHTS"):
     os.environ.pop(_name, None)
 shutil.copy({str(Path(__file__).parent / "site-ct.toml")!r}, _folder)
 os.chdir(_folder)
@@ -85,8 +85,10 @@ def profiles() -> str:
     for name in thresholds.names():
         one = thresholds.load(name)
         limits = [f"{limit.value:g}" for _, limit in one.limits]
-        rows.append([f"`{name}`", ", ".join(one.modalities) or "any other", *limits, one.status])
-    headings = ["profile", "modalities", *thresholds.Limits.model_fields, "status"]
+        parts = f" ({', '.join(one.body_parts)})" if one.body_parts else ""
+        images = (", ".join(one.modalities) or "any other") + parts
+        rows.append([f"`{name}`", images, one.task, *limits, one.status])
+    headings = ["profile", "images", "task", *thresholds.Limits.model_fields, "status"]
     return _table(headings, rows)
 
 

@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from medqa.assessment import Assessment, Job
     from medqa.audit import Store
     from medqa.errors import MedqaError, NotAssessableError, UsageError
-    from medqa.image import Image, Region
+    from medqa.image import Code, Image, Region
     from medqa.lpips import Features, GrayLPIPS
     from medqa.pipeline import assess, run
     from medqa.reader import read
 
 __all__ = [
     "Assessment",
+    "Code",
     "Features",
     "GrayLPIPS",
     "Image",
@@ -42,6 +43,7 @@ __all__ = [
 
 _HOMES = {
     "Assessment": "assessment",
+    "Code": "image",
     "Features": "lpips",
     "GrayLPIPS": "lpips",
     "Image": "image",

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PrivateAttr
 
 from medqa.errors import NotAssessableError
+from medqa.image import Code
 
 __all__ = [
     "MEASURE_WORDS",
@@ -60,6 +61,7 @@ VERDICT_WORDS: dict[Verdict, tuple[str, str, str]] = {
     "not_assessable": ("?", "Not assessable", "no statement can be made about this image"),
 }
 Better = Literal["higher", "lower"]
+Task = Literal["routine", "compression", "denoising", "super-resolution"]
 #: The companion measures by their name in a record: in plain words, and which is better.
 MEASURE_WORDS: dict[str, tuple[str, Better]] = {
     "psnr_db": ("peak signal-to-noise ratio in dB", "higher"),
@@ -276,6 +278,8 @@ class ComponentScore(_Record):
     pixels: int = Field(gt=0)
     """Its size, over all slices."""
     bbox: tuple[int, int, int, int] = Field(description="x1, y1, x2, y2, in pixels, end excluded")
+    code: Code | None = None
+    """What it is, coded, where its file says so."""
 
 
 class PathologyScore(_Record):
@@ -309,6 +313,8 @@ class AnnotationScore(_Record):
     pixels: int = Field(gt=0)
     """Its size."""
     bbox: tuple[int, int, int, int] = Field(description="x1, y1, x2, y2, in pixels, end excluded")
+    code: Code | None = None
+    """What it is, coded, where its file says so."""
 
 
 @dataclass(frozen=True)
@@ -321,6 +327,7 @@ class RegionScore:
     window: str
     pixels: int
     bbox: tuple[int, int, int, int]
+    code: Code | None = None
 
 
 @dataclass(frozen=True)
@@ -511,11 +518,18 @@ class Job:
     Parameters
     ----------
     reference, candidate
-        A DICOM file, a folder holding one DICOM series, or a NIfTI file.
+        A DICOM file, a folder holding one DICOM series, or a NIfTI file; as a tuple, the DICOM
+        files of one image.
     masks, annotations
         Region files.
     profile
-        Name or path of a thresholds profile; None takes the one of the reference's modality.
+        Name or path of a thresholds profile; None takes the shipped one for the reference and the
+        task.
+    task
+        What was done to the image: ``routine``, ``compression``, ``denoising`` or
+        ``super-resolution``.
+    require_calibrated
+        Refuse a profile whose limits are provisional.
     backbone
         Network to measure with.
     precision, device
@@ -526,14 +540,20 @@ class Job:
     plane_stride
         Compare a volume in all three anatomical planes, every so many slices; None does not.
     origin, correlation_id
-        Who asked, and the host's own id for it; both are recorded.
+        What asked, and the host's own id for it; both are recorded.
+    actor
+        Who asked; None takes the user of the operating system.
+    supersedes, reason
+        Id of the recorded assessment that this one corrects, and why.
     """
 
-    reference: str
-    candidate: str
+    reference: str | tuple[str, ...]
+    candidate: str | tuple[str, ...]
     masks: tuple[str, ...] = ()
     annotations: tuple[str, ...] = ()
     profile: str | None = None
+    task: Task = "routine"
+    require_calibrated: bool = False
     backbone: str = "gray"
     precision: str = "float32"
     device: str = "auto"
@@ -541,6 +561,9 @@ class Job:
     plane_stride: int | None = None
     origin: str | None = None
     correlation_id: str | None = None
+    actor: str | None = None
+    supersedes: str | None = None
+    reason: str | None = None
 
 
 def schema() -> dict[str, Any]:

@@ -76,7 +76,9 @@ def _values(assessment: Assessment) -> Table:
         outcome = {True: "passed", False: "not passed", None: ""}[passed]
         sign = "≤" if limits[limit].bound == "at_most" else "≥"
         shown = "undefined" if value is None else f"{value:.4f}"
-        made.add_row(Text(what), shown, f"{sign} {limits[limit].value:.3f}", outcome)
+        bound = limits[limit].value
+        figure = f"{bound:.3f}" if bound >= 0.01 else f"{bound:.2g}"
+        made.add_row(Text(what), shown, f"{sign} {figure}", outcome)
 
     base = assessment.base_lpips_score or 0.0
     add("distance, for diagnosis", base, "diagnostic", assessment.diagnostic_quality)

@@ -29,8 +29,8 @@ from scipy import ndimage
 from medqa.assessment import MEASURE_WORDS, Assessment, Job
 from medqa.audit import Store
 from medqa.console import show, table
-from medqa.dicom import reading
-from medqa.dicom_pixels import COLOURS, frames
+from medqa.dicom.files import reading
+from medqa.dicom.pixels import COLOURS, frames
 from medqa.errors import UsageError
 from medqa.lpips import GrayLPIPS
 from medqa.pipeline import run

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import (
     JPEG2000,
+    UID,
     HTJ2KLossless,
     JPEGBaseline8Bit,
     JPEGExtended12Bit,
@@ -23,6 +23,7 @@ from pydicom.uid import (
 
 from medqa._version import __version__
 from medqa.audit import Store
+from medqa.dicom.codecs import codec_of
 from medqa.errors import MedqaError
 from medqa.metrics import MEASURES, unavailable
 from medqa.weights import BACKBONES, find, locate
@@ -30,6 +31,7 @@ from medqa.weights import BACKBONES, find, locate
 __all__ = ["Finding", "examine"]
 
 _PACKAGES = ("torch", "monai", "pydicom", "nibabel", "numpy", "sqlalchemy", "torchvision")
+_JPEG_XL = "1.2.840.10008.1.2.4.110"  # PS3.6 A of 2024d, which pydicom does not name yet
 _SYNTAXES = (
     RLELossless,
     JPEGBaseline8Bit,
@@ -38,6 +40,7 @@ _SYNTAXES = (
     JPEGLSLossless,
     JPEG2000,
     HTJ2KLossless,
+    _JPEG_XL,
 )
 
 
@@ -90,17 +93,10 @@ def _networks(weights: str | Path | None) -> Iterator[Finding]:
 
 
 def _codecs() -> Iterator[Finding]:
-    installed = {one.name for one in metadata.distributions()}
-    for syntax in _SYNTAXES:
-        decoder = get_decoder(syntax)
-        if decoder.is_available:
-            plugins = ", ".join(decoder.available_plugins)
-            # Only the GPL codec of the optional extra reads 12 bits; the others stop at 8.
-            part = "pylibjpeg-libjpeg" in installed or syntax != JPEGExtended12Bit
-            bits = "" if part else "; 8 bits only, 12 need: pip install medqa[gpl-codecs]"
-            yield Finding(syntax.name, "works", f"by {plugins}{bits}")
-        else:
-            yield Finding(syntax.name, "missing", "; ".join(decoder.missing_dependencies))
+    for uid in map(UID, _SYNTAXES):
+        codec = codec_of(uid)
+        name = "JPEG XL" if uid == _JPEG_XL else uid.name
+        yield Finding(name, "works" if codec else "missing", f"by {codec}" if codec else "")
 
 
 def _database(db: str | None) -> Finding:

@@ -31,7 +31,15 @@ from medqa.metrics import composite, unavailable
 from medqa.reader import read, source_digest
 from medqa.regions import mask_regions, read_annotations, read_mask
 from medqa.scoring import evidence, score, score_planes
-from medqa.thresholds import Profile, check_backbone, check_modality, for_modality, load
+from medqa.thresholds import (
+    Profile,
+    Task,
+    check_backbone,
+    check_calibrated,
+    check_modality,
+    choose,
+    load,
+)
 from medqa.transforms import check_pixels, displays, match
 from medqa.verdict import judge
 
@@ -61,6 +69,7 @@ def assess(
     mask: PathLike | NDArray[Any] | Sequence[PathLike | NDArray[Any]] = (),
     annotations: PathLike | Sequence[PathLike] = (),
     profile: str | Profile | None = None,
+    task: Task = "routine",
     backbone: str | GrayLPIPS = "gray",
     resample: bool = False,
     plane_stride: int | None = None,
@@ -79,7 +88,9 @@ def assess(
         JSON file, or several.
     profile
         Thresholds: a shipped name, the path of a ``.toml`` file, or a loaded profile. None takes
-        the one of the reference's modality.
+        the one of the reference's modality and body part, for the task.
+    task
+        What was done to the image, where no profile is named.
     backbone
         Name of the network, or a network to use again.
     resample
@@ -99,7 +110,7 @@ def assess(
     UsageError
         The profile or the weights cannot be used: nothing was judged.
     """
-    chosen = _profile(profile, reference)
+    chosen = _profile(profile, reference, task)
     return _assess(
         _Context(chosen, _network(backbone)),
         chosen,
@@ -149,7 +160,9 @@ def run(
     except NotAssessableError as error:
         assessment = _refused(context, error, reference, candidate)
     else:
-        profile = _profile(named, reference)
+        profile = _profile(named, reference, job.task)
+        if job.require_calibrated:
+            check_calibrated(profile)
         assessment = _assess(
             replace(context, profile=profile),
             profile,
@@ -162,7 +175,7 @@ def run(
             progress,
         )
     if store is not None:
-        store.add(assessment)
+        store.add(assessment, supersedes=job.supersedes, reason=job.reason, actor=job.actor)
     return assessment
 
 
@@ -294,10 +307,12 @@ def _place(error: NotAssessableError, reference: Image | None, candidate: Image 
     return "mask or annotation" if isinstance(error, RegionError) else "both images"
 
 
-def _profile(named: str | Profile | None, reference: Image) -> Profile:
+def _profile(named: str | Profile | None, reference: Image, task: Task) -> Profile:
     if isinstance(named, Profile):
         return named
-    return for_modality(reference.modality) if named is None else load(named)
+    if named is None:
+        return choose(reference.modality, task, reference.body_part)
+    return load(named)
 
 
 def _network(backbone: str | GrayLPIPS) -> GrayLPIPS:
@@ -359,12 +374,17 @@ def _measures(profile: Profile) -> tuple[list[str], dict[str, str]]:
 def _metric(context: _Context) -> MetricRef:
     weights, profile = context.network.weights, context.profile
     own = profile is not None and profile.metric.backbone == weights.backbone
+    near = profile.metric.relative_error.get(weights.backbone, 0.0) if profile else 0.0
+
+    def error(stated: float | None) -> float | None:
+        return None if own or stated is None else max(stated, near)
+
     return MetricRef(
         backbone=weights.backbone,
         version=weights.version,
         weights_sha256=weights.sha256,
-        relative_error=None if own else weights.relative_error,
-        region_relative_error=None if own else weights.region_relative_error,
+        relative_error=error(weights.relative_error),
+        region_relative_error=error(weights.region_relative_error),
         precision=str(context.network.dtype).removeprefix("torch."),
         device=context.network.device.type,
     )

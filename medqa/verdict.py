@@ -217,6 +217,7 @@ def judge(
             window=one.window,
             pixels=one.pixels,
             bbox=one.bbox,
+            code=one.code,
         )
         for one, check in zip(scores.annotations, annotations, strict=True)
     )
@@ -384,10 +385,11 @@ def _gate_reason(check: _GateCheck) -> Reason:
 
 
 def _figures(value: float, limit: float, low: float, high: float) -> list[str]:
-    """Three decimals; more where value and limit would read alike, or a distance as zero."""
+    """Three decimals; more where they would call different values alike, or round a limit away."""
     for decimals in range(3, 18):
         figures = [f"{number:.{decimals}f}" for number in (value, limit, low, high)]
         alike = figures[0] == figures[1] and value != limit
-        if not alike and (value == 0.0 or float(figures[0]) > 0.0):
+        exact = abs(float(figures[1]) - limit) <= 0.01 * abs(limit)
+        if exact and not alike and (value == 0.0 or float(figures[0]) != 0.0):
             break
     return figures

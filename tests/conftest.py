@@ -46,7 +46,8 @@ def _private_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees or writes the user's own database, key, weights or settings."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "user-data"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    for name in ("MEDQA_DB", "MEDQA_KEY", "MEDQA_WEIGHTS"):
+    monkeypatch.delenv("COLUMNS", raising=False)  # width of a terminal that is not there
+    for name in ("MEDQA_DB", "MEDQA_KEY", "MEDQA_SIGNING_KEY", "MEDQA_USER", "MEDQA_WEIGHTS"):
         monkeypatch.delenv(name, raising=False)
 
 

@@ -87,6 +87,7 @@ RECORD: dict[str, Any] = {
                 "window": "lung",
                 "pixels": 9,
                 "bbox": [1, 2, 4, 5],
+                "code": None,
             }
         ],
     },
@@ -99,6 +100,7 @@ RECORD: dict[str, Any] = {
             "window": "lung",
             "pixels": 4,
             "bbox": [1, 2, 3, 4],
+            "code": {"value": "4147007", "scheme": "SCT", "meaning": "Mass"},
         }
     ],
     "clinical_suitability": {

@@ -304,6 +304,135 @@ def test_a_read_only_database_is_refused_before_the_work(
     assert "/proc/audit.db" in done.err
 
 
+# Folders ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folders(shared_data: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Two series in each of two folders; one candidate is a compressed copy, one is harsh."""
+    ours, theirs = tmp_path / "originals", tmp_path / "compressed"
+    for folder in (ours, theirs):
+        folder.mkdir()
+    for number, name in enumerate(("IMG0001.dcm", "IMG0002.dcm", "IMG0003.dcm")):
+        dataset = pydicom.dcmread(shared_data / "ct/small_series_torchio" / name)
+        dataset.save_as(ours / name)
+        dataset.compress(JPEG2000Lossless, generate_instance_uid=False)
+        dataset.save_as(theirs / f"copy{number}.dcm")
+    dataset = pydicom.dcmread(str(get_testdata_file("CT_small.dcm", download=False)))
+    dataset.save_as(ours / "small.dcm")
+    dataset.compress(JPEG2000, j2k_cr=[60], generate_instance_uid=False)
+    dataset.save_as(theirs / "small.dcm")
+    return ours, theirs
+
+
+def test_pair(medqa: Medqa, folders: tuple[Path, Path]) -> None:
+    done = medqa("pair", *folders)
+    assert done.code == 0, done.err
+    assert done.out.count("same SOP instances") == 2
+    record = json.loads(medqa("pair", *folders, "--json").out)
+    assert [len(one["reference"]["files"]) for one in record["pairs"]] == [3, 1]
+    assert record["missing"] == record["unmatched"] == record["ambiguous"] == []
+    (folders[1] / "copy1.dcm").unlink()
+    (folders[1] / "small.dcm").unlink()
+    lacking = medqa("pair", *folders)
+    assert lacking.code == 1
+    assert "1 slices lack in the candidate: IMG0002.dcm" in lacking.out
+    assert "small.dcm: no candidate" in lacking.out
+    assert medqa("pair", folders[0], folders[0] / "missing").code == 2
+
+
+def test_assess_each_pair_of_two_folders(
+    medqa: Medqa, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    done = medqa("assess", *folders, "--out", out)
+    assert done.code == 1, done.err  # the worst of both
+    verdicts = {
+        number: json.loads((out / number / "assessment.json").read_text())["verdict"]
+        for number in ("001", "002")
+    }
+    assert verdicts["001"] == "diagnostic"
+    assert verdicts["002"] in ("expert_review", "unsuitable")
+    assert medqa("audit", "list").out.count("CT") == 2
+    page = (out / "index.html").read_text()
+    assert page.index("002/report.html") < page.index("001/report.html")  # the worst first
+    assert "small.dcm" not in page  # file names may name patients
+    records = json.loads(medqa("assess", *folders, "--json", "--no-record").out)
+    assert [one["verdict"] for one in records] == [verdicts["001"], verdicts["002"]]
+    assert medqa("assess", *folders, "--mask", "lesion.nii.gz").code == 2
+
+
+def test_assess_a_series_of_a_folder(medqa: Medqa, folders: tuple[Path, Path]) -> None:
+    done = medqa("assess", *folders, "--series", "123456", "--no-record")
+    assert done.code == 0, done.err
+    assert medqa("assess", folders[0], folders[1] / "small.dcm", "--series", "1").code == 1
+    wrong = medqa("assess", *folders, "--series", "7", "--no-record")
+    assert wrong.code == 2
+    assert "series 123456: CT, 3 slices" in wrong.err
+
+
+def test_a_missing_or_damaged_image_is_never_a_pass(
+    medqa: Medqa, folders: tuple[Path, Path]
+) -> None:
+    (folders[1] / "small.dcm").unlink()
+    missing = medqa("assess", *folders, "--no-record")
+    assert missing.code == 1
+    assert "small.dcm: no candidate" in missing.err
+    assert "diagnostic" in missing.out
+    (folders[1] / "small.dcm").write_bytes(b"junk" * 99)
+    damaged = medqa("assess", *folders, "--no-record")
+    assert damaged.code == 2
+    assert "named .dcm but is not DICOM" in damaged.err
+    (folders[1] / "small.dcm").unlink()
+    (folders[1] / "copy1.dcm").unlink()
+    partly = medqa("assess", *folders, "--no-record")
+    assert partly.code == 2  # two slices cannot be held against three
+    assert "IMG0002.dcm" in partly.err
+
+
+def test_nothing_is_assessed_where_a_pair_is_ambiguous(
+    medqa: Medqa, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    dataset = pydicom.dcmread(folders[1] / "small.dcm")
+    dataset.SeriesInstanceUID = "1.2.3"
+    dataset.save_as(folders[1] / "again.dcm")
+    done = medqa("assess", *folders, "--out", tmp_path / "out")
+    assert done.code == 2
+    assert "1 reference and 2 candidates belong together by same SOP instances" in done.err
+    assert not (tmp_path / "out").exists()
+    assert medqa("pair", *folders).code == 1
+
+
+def test_one_image_in_each_folder_needs_no_pairing(
+    medqa: Medqa, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    for folder in folders:
+        (folder / "small.dcm").unlink()
+    labels = nib.Nifti1Image(np.zeros((88, 128, 3), np.uint8), np.eye(4))
+    nib.save(labels, folders[0] / "labels.nii.gz")  # a mask, no second reference
+    done = medqa("assess", *folders, "--out", tmp_path / "out", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["inputs"]["reference"]["shape"] == [3, 128, 88]
+    assert (tmp_path / "out/report.html").is_file()
+
+
+def test_inspect(medqa: Medqa, ct: Path, harsh: Path, tmp_path: Path) -> None:
+    done = medqa("inspect", ct, harsh)
+    assert done.code == 0, done.err
+    assert "axial, pixels of 0.6615 x 0.6615 mm" in done.out
+    assert "measured" in done.out
+    dataset = pydicom.dcmread(ct)
+    assert dataset.PatientID not in done.out
+    assert dataset.PatientID in medqa("inspect", ct, "--identifiers").out
+    found = json.loads(medqa("inspect", harsh, "--json").out)
+    assert found[0]["transfer_syntaxes"] == ["JPEG 2000 Image Compression"]
+    text = _text(ct, tmp_path)[0]
+    partly = medqa("inspect", ct, text)
+    assert partly.code == 2
+    assert "CT Image Storage" in partly.out
+    assert "neither DICOM nor NIfTI" in partly.err
+
+
 def test_profiles(medqa: Medqa) -> None:
     listed = medqa("profiles", "list")
     assert listed.code == 0
@@ -344,6 +473,7 @@ def test_wrong_use(medqa: Medqa) -> None:
     assert (version.code, version.out.startswith("medqa 0.")) == (0, True)
     alone = medqa()
     assert alone.out.count("medqa assess ") == 3
+    assert "medqa pair " in alone.out
 
 
 def _shell(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -375,3 +505,80 @@ def test_help_answers_without_the_heavy_imports() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "Usage: medqa" in done.stdout
+
+
+def test_render(medqa: Medqa, ct: Path, tmp_path: Path) -> None:
+    # PS3.3 C.11.2.1.2.1, written out; the slope of this file is 1 and its intercept -1024.
+    values = pydicom.dcmread(ct).pixel_array - 1024.0
+    expected = np.clip((values - 39.5) / 399 + 0.5, 0, 1) * 255
+    for number, window in enumerate(([], ["--window", "40,400"], ["--window", "soft tissue"])):
+        picture = tmp_path / f"{number}.png"
+        assert medqa("render", ct, *window, "-o", picture).code == 0
+        found = np.asarray(Pillow.open(picture)).astype(float)
+        assert np.abs(found - expected).max() <= 0.51
+    for wrong in (["--window", "liver"], ["--frame", 1], ["--window", "2"]):
+        done = medqa("render", ct, *wrong, "-o", tmp_path / "none.png")
+        assert done.code == 2
+        assert done.err.startswith("medqa: ")
+    assert not (tmp_path / "none.png").exists()
+
+
+def test_profiles_check_and_diff(medqa: Medqa, tmp_path: Path) -> None:
+    shown = medqa("profiles", "show", "ct").out
+    own = tmp_path / "own.toml"
+    own.write_text(shown.replace("value = 0.100", "value = 0.090"), "utf-8")
+    assert medqa("profiles", "check", own).code == 0
+    same = medqa("profiles", "diff", "ct", "ct")
+    assert same.code == 0
+    differ = medqa("profiles", "diff", "ct", own)
+    assert differ.code == 1
+    assert "limits.diagnostic.value" in differ.out
+    own.write_text(shown.replace("value = 0.100", 'value = "0.1"'), "utf-8")
+    wrong = medqa("profiles", "check", own)
+    assert wrong.code == 2
+    assert "limits.diagnostic.value" in wrong.err
+
+
+def test_a_task_has_limits_of_its_own(medqa: Medqa, ct: Path, tmp_path: Path) -> None:
+    dataset = pydicom.dcmread(ct)
+    dataset.compress(JPEG2000, j2k_cr=[16], generate_instance_uid=True)
+    dataset.save_as(tmp_path / "candidate.dcm")
+    given = ("assess", ct, tmp_path / "candidate.dcm", "--json", "--no-record")
+    assert json.loads(medqa(*given).out)["profile"]["name"] == "ct"
+    strict = medqa(*given, "--task", "compression")
+    assert strict.code == 1
+    assert json.loads(strict.out)["profile"]["name"] == "ct-compression"
+    none = medqa(*given, "--task", "denoising")
+    assert none.code == 2
+    assert "no shipped profile is for denoising of CT" in none.err
+    refused = medqa(*given, "--require-calibrated")
+    assert refused.code == 2
+    assert "its limits are provisional" in refused.err
+
+
+def test_results_as_dicom(medqa: Medqa, ct: Path, harsh: Path, tmp_path: Path) -> None:
+    done = medqa("assess", ct, harsh, "--dicom", tmp_path / "dicom", "--no-record")
+    assert done.code == 1
+    found = {path.name: pydicom.dcmread(path) for path in (tmp_path / "dicom").iterdir()}
+    assert set(found) == {"sr.dcm", "summary.dcm", "distance-map.dcm"}
+    assert found["sr.dcm"].StudyInstanceUID == pydicom.dcmread(ct).StudyInstanceUID
+    nifti = tmp_path / "image.nii"
+    nib.save(nib.Nifti1Image(np.zeros((20, 20, 3), np.int16), np.eye(4)), nifti)
+    refused = medqa("assess", nifti, nifti, "--profile", "ct", "--dicom", tmp_path / "none")
+    assert refused.code == 2
+    assert "no DICOM object can refer to it" in refused.err
+    assert medqa("audit", "list").out.count("\n") < 5  # refused before the work: no record
+
+
+def test_a_correction_names_what_it_corrects(medqa: Medqa, ct: Path, harsh: Path) -> None:
+    first = json.loads(medqa("assess", ct, harsh, "--json").out)["assessment_id"]
+    given = ("--supersedes", first, "--reason", "wrong file", "--user", "a.physicist")
+    second = json.loads(medqa("assess", ct, ct, *given, "--json").out)["assessment_id"]
+    assert f"SUPERSEDED by {second}" in medqa("audit", "show", first).out
+    shown = medqa("audit", "show", second).out
+    assert first in shown
+    assert "wrong file" in shown
+    assert "a.physicist" in shown
+    again = medqa("assess", ct, ct, *given)
+    assert again.code == 2
+    assert medqa("assess", ct, ct, *given, "--no-record").code == 2

@@ -24,6 +24,7 @@ from medqa.image import Image
 from medqa.lpips import GrayLPIPS
 from medqa.pipeline import assess, run
 from medqa.thresholds import load
+from medqa.transforms import pixels_of
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +141,7 @@ def test_series_folder_and_its_nifti_twin_give_the_same_scores(
         volume = np.ascontiguousarray(pixels.transpose(2, 1, 0))
         nib.save(nib.Nifti1Image(volume, xyz), tmp_path / f"{name}.nii.gz")
     dicom = assess(
-        series,
+        replace(series, padding=None),  # which NIfTI cannot say
         Image(noisy.astype(np.float32), affine=series.affine),
         profile="ct",
         backbone=network,
@@ -258,9 +259,10 @@ def test_blur_that_the_distance_lets_pass_fails_by_its_edges(
     shared_data: Path, network: GrayLPIPS
 ) -> None:
     reference = medqa.read(shared_data / "ct/head_series_GE/05.dcm")
-    blurred = ndi.gaussian_filter(reference.pixels.astype(np.float32), (0, 1.2, 1.2))
+    pixels, _ = pixels_of(reference, reference, slice(None))  # or the padding would bleed
+    blurred = ndi.gaussian_filter(pixels.astype(np.float32), (0, 1.2, 1.2))
     candidate = replace(reference, pixels=blurred, source="blurred")
-    found = assess(reference, candidate, backbone=network)
+    found = assess(reference, candidate, profile="ct", backbone=network)
     assert found.diagnostic_quality  # by the distance alone
     edges = {gate.measure: gate for gate in found.gates}["edge_fidelity"]
     assert edges.value == found.metrics["edge_fidelity"]
@@ -321,3 +323,49 @@ def test_a_measure_that_cannot_run_is_named_and_may_not_decide(
     )
     with pytest.raises(ProfileError, match="dists decides, but its weights are elsewhere"):
         assess(image, image, profile=str(named), backbone=network)
+
+
+def test_compression_is_judged_by_limits_of_its_own(
+    ct: Path, tmp_path: Path, network: GrayLPIPS
+) -> None:
+    # Readers accept 8:1 on CT and refuse 12:1; the routine limits pass 20:1 of the same image.
+    candidate = str(_compressed(ct, tmp_path / "c.dcm", 16))
+    routine, strict = (
+        run(Job(str(ct), candidate, task=task), network=network)
+        for task in ("routine", "compression")
+    )
+    assert routine.base_lpips_score == pytest.approx(strict.base_lpips_score)
+    assert routine.profile is not None
+    assert strict.profile is not None
+    assert strict.metric is not None
+    assert (routine.profile.name, strict.profile.name) == ("ct", "ct-compression")
+    assert strict.metric.relative_error == 0.5
+    assert not strict.meets("diagnostic")
+
+
+def test_provisional_limits_are_refused_where_calibrated_ones_are_required(
+    ct: Path, tmp_path: Path, network: GrayLPIPS
+) -> None:
+    job = Job(str(ct), str(ct), require_calibrated=True)
+    with Store.open(str(tmp_path / "audit.db")) as store:
+        with pytest.raises(ProfileError, match="its limits are provisional"):
+            run(job, store, network=network)
+        assert store.list() == ()
+
+
+def test_padding_that_a_codec_perturbed_costs_nothing(
+    shared_data: Path, tmp_path: Path, network: GrayLPIPS
+) -> None:
+    source = shared_data / "ct/head_series_GE/05.dcm"
+    candidate = _compressed(source, tmp_path / "c.dcm", 8)
+    stored = [pydicom.dcmread(path) for path in (source, candidate)]
+    padding = stored[0].pixel_array == stored[0].PixelPaddingValue
+    assert padding.mean() > 0.1
+    assert len(np.unique(stored[1].pixel_array[padding])) > 5
+    reference, other = medqa.read(source), medqa.read(candidate)
+    # The same copy with the padding put back, and one with nothing but anatomy in the corners.
+    pixels = np.asarray(other.pixels).copy()
+    for value in (np.asarray(reference.pixels)[0][padding], 1000):
+        pixels[0][padding] = value
+        mended = assess(reference, replace(other, pixels=pixels), backbone=network)
+        assert assess(reference, other, backbone=network).slices == mended.slices

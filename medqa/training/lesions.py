@@ -431,7 +431,7 @@ def _beyond(groups: Mapping[str, Sequence[Trial]]) -> Iterator[str]:
 @cache
 def _limit(modality: str) -> float:
     # The sources call all projection radiography XR, which is no DICOM modality.
-    profile = thresholds.for_modality({"XR": "DX"}.get(modality, modality))
+    profile = thresholds.choose({"XR": "DX"}.get(modality, modality))
     return profile.limits.pathology.value
 
 

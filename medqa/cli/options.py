@@ -1,0 +1,66 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["BackboneName", "Db", "LevelName", "PrecisionName", "TaskName", "WeightsFolder"]
+
+
+class BackboneName(StrEnum):
+    """The networks, named here because importing them takes seconds."""
+
+    gray = "gray"
+    alex = "alex"
+    squeeze = "squeeze"
+    vgg = "vgg"
+
+
+class PrecisionName(StrEnum):
+    """What a network computes in; checked before torch is loaded."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class LevelName(StrEnum):
+    """What the image is wanted for."""
+
+    diagnostic = "diagnostic"
+    screening = "screening"
+
+
+class TaskName(StrEnum):
+    """What was done to the image."""
+
+    routine = "routine"
+    compression = "compression"
+    denoising = "denoising"
+    super_resolution = "super-resolution"
+
+
+Db = Annotated[
+    str | None,
+    typer.Option(
+        "--db",
+        envvar="MEDQA_DB",
+        show_envvar=True,
+        metavar="URL",
+        help="Audit database: path of an SQLite file, or postgresql://…",
+    ),
+]
+WeightsFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights",
+        envvar="MEDQA_WEIGHTS",
+        show_envvar=True,
+        metavar="DIR",
+        help="Folder that holds the official networks' weights.",
+    ),
+]
