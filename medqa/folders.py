@@ -11,7 +11,7 @@ from medqa.assessment import Assessment, Job
 from medqa.catalogue import Catalogue, Entry, look, select, series_words
 from medqa.errors import MedqaError, NotAssessableError, UsageError
 from medqa.pairing import Pair, Pairing, pair
-from medqa.report import IndexRow, index, write
+from medqa.report import IndexRow, Thumbs, index, thumbs, write
 
 __all__ = [
     "Choice",
@@ -63,11 +63,14 @@ class Judged:
         Their record, without pictures.
     failure
         Why it is not assessable, where it is not.
+    small
+        Its worst slice in small pictures.
     """
 
     pair: Pair
     assessment: Assessment
     failure: NotAssessableError | None = None
+    small: Thumbs | None = None
 
 
 def choose(reference: str, candidate: str, series: str | None = None) -> Choice:
@@ -234,15 +237,17 @@ def assess_pairs(
 
     Yields
     ------
-    Each as soon as it is judged. Its pictures are in its report only: of many pairs they would not
-    fit into memory.
+    Each as soon as it is judged. Its pictures are kept small: of many pairs they would not fit into
+    memory.
     """
     for number, (job, one) in enumerate(zip(jobs, pairs, strict=True), start=1):
         assessment = run(job)
+        small = None
         if out is not None:
             write(assessment, out / f"{number:03d}")
+            small = thumbs(assessment)
         kept = Assessment.model_validate(assessment.model_dump())
-        yield Judged(one, kept, assessment.failure)
+        yield Judged(one, kept, assessment.failure, small)
 
 
 def write_index(judged: Sequence[Judged], out: Path) -> Path:
@@ -259,10 +264,11 @@ def write_index(judged: Sequence[Judged], out: Path) -> Path:
     )
     rows = [
         IndexRow(
-            label=f"Pair {number}: {series_words(one.pair.reference)}",
-            group="Worst first",
+            label=f"paired by {one.pair.rule}",
+            group=f"Pair {number}: {series_words(one.pair.reference)}",
             assessment=one.assessment,
             report=f"{number:03d}/report.html",
+            small=one.small,
         )
         for number, one in numbered
     ]

@@ -38,10 +38,12 @@ from medqa.errors import UsageError
 
 __all__ = [
     "IndexRow",
+    "Thumbs",
     "index",
     "number",
     "prepare_folder",
     "scale_top",
+    "thumbs",
     "write",
     "write_file",
 ]
@@ -61,6 +63,25 @@ _THUMB_SIDES = {"reference": 352, "candidate": 352, "distance": 352}
 
 
 @dataclass(frozen=True)
+class Thumbs:
+    """The worst slice in small pictures.
+
+    Parameters
+    ----------
+    pictures
+        Reference, candidate and distance map, each as a ``data:`` URI.
+    aspect
+        Width to height, for CSS.
+    slice
+        Index of the slice.
+    """
+
+    pictures: Mapping[str, str]
+    aspect: str
+    slice: int
+
+
+@dataclass(frozen=True)
 class IndexRow:
     """One assessment on an index page.
 
@@ -74,12 +95,15 @@ class IndexRow:
         The assessment, with its evidence where it is at hand.
     report
         Path of its report, relative to the index page, with forward slashes.
+    small
+        Its pictures, where they were made before; else they are made of the evidence.
     """
 
     label: str
     group: str
     assessment: Assessment
     report: str
+    small: Thumbs | None = None
 
 
 @dataclass(frozen=True)
@@ -162,6 +186,16 @@ def prepare_folder(folder: Path) -> None:
     write_file(folder / ".writable", b"").unlink()
 
 
+def thumbs(assessment: Assessment) -> Thumbs | None:
+    """Return small pictures of the worst slice; None where there is no evidence."""
+    if not assessment.evidence:
+        return None
+    worst = assessment.evidence[0]
+    views = pictures.views(worst, scale_top(assessment.limits))
+    aspect = _aspect(worst, assessment.inputs.reference)
+    return Thumbs(_data_uris(views, _THUMB_SIDES), aspect, worst.index)
+
+
 def index(rows: Sequence[IndexRow], path: Path, *, title: str = "", introduction: str = "") -> Path:
     """Write an index page over many assessments: pictures, verdict, distances, link.
 
@@ -186,13 +220,9 @@ def index(rows: Sequence[IndexRow], path: Path, *, title: str = "", introduction
     UsageError
         The page cannot be written.
     """
-    groups: dict[str, list[tuple[IndexRow, dict[str, str]]]] = {}
+    groups: dict[str, list[tuple[IndexRow, Thumbs | None]]] = {}
     for row in rows:
-        thumbs: dict[str, str] = {}
-        for evidence in row.assessment.evidence[:1]:
-            views = pictures.views(evidence, scale_top(row.assessment.limits))
-            thumbs = _data_uris(views, _THUMB_SIDES)
-        groups.setdefault(row.group, []).append((row, thumbs))
+        groups.setdefault(row.group, []).append((row, row.small or thumbs(row.assessment)))
     counts = {
         verdict: sum(row.assessment.verdict == verdict for row in rows) for verdict in VERDICT_WORDS
     }
