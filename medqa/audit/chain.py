@@ -33,7 +33,7 @@ __all__ = [
 #: What stands where the first entry has no predecessor.
 ZERO = "0" * 64
 #: `genesis` is the first entry and names the database; the others speak of one assessment.
-KINDS = ("genesis", "assessment", "signature")
+KINDS = ("genesis", "assessment", "signature", "quality")
 #: Columns of the table of assessments that its entry in the chain repeats: all but `record`.
 SEARCH_COLUMNS = (
     "sequence",

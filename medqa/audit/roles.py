@@ -26,9 +26,10 @@ DROP POLICY IF EXISTS medqa_read ON audit_entries;
 DROP POLICY IF EXISTS medqa_write ON audit_entries;
 DROP POLICY IF EXISTS medqa_review ON audit_entries;
 CREATE POLICY medqa_read ON audit_entries FOR SELECT USING (true);
-CREATE POLICY medqa_write ON audit_entries FOR INSERT TO {write} WITH CHECK (kind = 'assessment');
+CREATE POLICY medqa_write ON audit_entries FOR INSERT TO {write}
+    WITH CHECK (kind IN ('assessment', 'quality'));
 CREATE POLICY medqa_review ON audit_entries FOR INSERT TO {review}
-    WITH CHECK (kind IN ('assessment', 'signature'));
+    WITH CHECK (kind IN ('assessment', 'signature', 'quality'));
 """
 
 

@@ -187,7 +187,7 @@ def _fault(walk: _Walk, stored: Stored) -> Fault | None:
         if stored.signed_sha256 is None or _said(entry, "signed_sha256") != stored.signed_sha256:
             return fault("it signs another assessment than the one recorded")
         walk.signatures += 1
-    else:
+    elif entry.kind == "genesis":
         walk.database = _said(entry, "database")
     walk.sequence, walk.sha256 = entry.sequence, entry.sha256
     return None

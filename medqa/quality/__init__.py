@@ -1,0 +1,1 @@
+"""Quality control of single images, without a reference, and over time."""
