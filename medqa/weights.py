@@ -3,12 +3,16 @@
 `gray` ships with medqa. The trunks of `alex`, `squeeze` and `vgg` are torchvision's
 ``IMAGENET1K_V1``; their linear heads are LPIPS v0.1's, which come with torchmetrics. Nothing is
 unpickled beyond plain tensors, and nothing is used whose digest is not the pinned one.
+
+A file of adapted heads, which `medqa.studies.adaptation` writes, holds no trunk: it is loaded onto
+the trunk that it was fitted on, as another version of that network.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -26,9 +30,12 @@ from torch import Tensor
 from medqa.errors import WeightsError
 
 __all__ = [
+    "ADAPTED_FORM",
+    "ADAPTED_SUFFIX",
     "BACKBONES",
     "Backbone",
     "Weights",
+    "adapted_version",
     "digest",
     "find",
     "import_folder",
@@ -93,7 +100,13 @@ BACKBONES: Mapping[str, Backbone] = MappingProxyType(
 )
 
 
+#: What the path of a file of adapted heads ends in, and how the file names its form.
+ADAPTED_SUFFIX = ".safetensors"
+ADAPTED_FORM = "medqa adapted heads 1"
+
 _GRAY = resources.files("medqa.models") / "gray.safetensors"
+_ADAPTED_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+_ADAPTED_BYTES = 2**20  # a hundred times what the heads of any network take
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +151,7 @@ def find(backbone: str, folder: str | Path | None = None) -> Weights:
     Parameters
     ----------
     backbone
-        A key of `BACKBONES`.
+        A key of `BACKBONES`, or the path of a file of adapted heads, ending in ``.safetensors``.
     folder
         Where to look for a trunk, and nowhere else. None takes ``MEDQA_WEIGHTS``; without that
         the folder of `import_folder`, then torchvision's cache, then torchvision's download.
@@ -146,8 +159,11 @@ def find(backbone: str, folder: str | Path | None = None) -> Weights:
     Raises
     ------
     WeightsError
-        They are nowhere, cannot be read, or are not the pinned ones.
+        They are nowhere, cannot be read, or are not the pinned ones; of adapted heads, not those
+        that were fitted, or not on this trunk.
     """
+    if backbone.endswith(ADAPTED_SUFFIX):
+        return _load_adapted(Path(backbone), folder)
     if backbone == "gray":
         with resources.as_file(_GRAY) as shipped:
             return load_gray(shipped)
@@ -190,6 +206,67 @@ def load_gray(path: Path) -> Weights:
     if sha256 != stated:
         raise WeightsError(path, "its tensors are not those that it was written with", mend)
     return Weights("gray", version, trunk, heads, sha256, *errors)
+
+
+def adapted_version(base_version: str, name: str, sha256: str) -> str:
+    """Version of an adapted network, such as ``0.1+site-ct.3f2a91bc``.
+
+    It ends in the first digits of the digest of its tensors, so that a profile that names the
+    version holds for these weights alone, however often a site adapts under one name.
+
+    Raises
+    ------
+    WeightsError
+        The name is none.
+    """
+    if not _ADAPTED_NAME.fullmatch(name) or len(name) > 32:
+        raise WeightsError(
+            name[:40],
+            "is no name for an adapted network",
+            "use up to 32 small letters and digits, with single hyphens between, such as site-ct",
+        )
+    return f"{base_version}+{name}.{sha256[:8]}"
+
+
+def _load_adapted(path: Path, folder: str | Path | None) -> Weights:
+    """Load adapted heads onto the trunk that they were fitted on."""
+    mend = "use the file that medqa adapt wrote, or adapt again"
+    try:
+        if path.stat().st_size > _ADAPTED_BYTES:
+            raise WeightsError(path, "is too large for adapted heads", mend)
+        with safe_open(path, framework="pt") as file:
+            stated = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (OSError, SafetensorError, ValueError) as cause:
+        raise WeightsError(path, "cannot be read as weights", mend) from cause
+    wanted = ("backbone", "base_version", "trunk_sha256", "name", "version", "sha256")
+    backbone, base_version, trunk_sha256, name, version, sha256 = map(stated.get, wanted)
+    if stated.get("form") != ADAPTED_FORM or backbone not in BACKBONES or name is None:
+        raise WeightsError(path, "is no file of adapted heads", mend)
+    base = find(backbone, folder)
+    if (base.version, digest(base.trunk)) != (base_version, trunk_sha256):
+        reason = f"was fitted on another network than {backbone} {base.version} as it is here"
+        raise WeightsError(path, reason, "adapt again")
+    heads = [tensors.pop(f"head.{tap}", None) for tap in range(len(base.heads))]
+    if tensors or not all(map(_is_head, heads, base.heads)):
+        reason = "its tensors are not one finite, non-negative weight for each channel"
+        raise WeightsError(path, reason, mend)
+    fitted = tuple(head for head in heads if head is not None)
+    found = digest((*base.trunk, *fitted))
+    if found != sha256 or version != adapted_version(base.version, name, found):
+        raise WeightsError(path, "its tensors are not those that it was written with", mend)
+    # Of the original's stated errors none holds: these distances imitate nobody's.
+    return Weights(backbone, version, base.trunk, fitted, found)
+
+
+def _is_head(head: Tensor | None, original: Tensor) -> bool:
+    return (
+        head is not None
+        and head.dtype == torch.float32
+        and head.shape == original.shape
+        and bool(((head >= 0) & head.isfinite()).all())
+        and bool((head > 0).any())
+    )
 
 
 def import_folder(folder: str | Path) -> dict[str, Path]:
