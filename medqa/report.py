@@ -487,10 +487,12 @@ def _utc(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
-def _provisional(assessment: Assessment) -> bool:
-    profile = assessment.profile
-    statuses = [limit.status for limit in assessment.limits] + ([profile.status] if profile else [])
-    return "provisional" in statuses
+def _provisional(assessment: Assessment) -> list[str]:
+    """Names of the limits that are provisional; ``all`` where none is better."""
+    names = [limit.name for limit in assessment.limits if limit.status == "provisional"]
+    whole = assessment.profile is not None and assessment.profile.status == "provisional"
+    every = whole or (bool(names) and len(names) == len(assessment.limits))
+    return ["all"] if every else names
 
 
 @cache

@@ -406,6 +406,25 @@ def test_only_provisional_thresholds_are_called_so(tmp_path: Path) -> None:
     assert "thresholds are provisional" not in read(report.write(calibrated, tmp_path)).text
 
 
+def test_of_calibrated_thresholds_those_that_are_provisional_are_named(tmp_path: Path) -> None:
+    made = make_assessment()
+    limits = tuple(
+        limit.model_copy(update={"status": "provisional" if number else "calibrated"})
+        for number, limit in enumerate(made.limits)
+    )
+    assert made.profile is not None
+    mixed = made.model_copy(
+        update={
+            "limits": limits,
+            "profile": made.profile.model_copy(update={"status": "calibrated"}),
+        }
+    )
+    text = " ".join(read(report.write(mixed, tmp_path)).text.split())
+    names = ", ".join(limit.name for limit in limits[1:])
+    assert f"These thresholds are provisional ({names}): neither a published" in text
+
+
+
 def test_every_value_stands_beside_its_limit_with_its_recorded_result(tmp_path: Path) -> None:
     text = read(report.write(make_assessment(), tmp_path)).text
     for value, name, limit, result in [
