@@ -582,3 +582,17 @@ def test_a_correction_names_what_it_corrects(medqa: Medqa, ct: Path, harsh: Path
     again = medqa("assess", ct, ct, *given)
     assert again.code == 2
     assert medqa("assess", ct, ct, *given, "--no-record").code == 2
+
+
+def test_records_are_found_by_identifier_under_every_key(medqa: Medqa, ct: Path) -> None:
+    patient = str(pydicom.dcmread(ct).PatientID)
+    first = json.loads(medqa("assess", ct, ct, "--json").out)["assessment_id"][:8]
+    assert medqa("audit", "rotate-key").code == 0
+    second = json.loads(medqa("assess", ct, ct, "--json").out)["assessment_id"][:8]
+    for identifier in (patient, str(pydicom.dcmread(ct).StudyInstanceUID)):
+        listed = medqa("audit", "list", "--about", identifier).out
+        assert first in listed
+        assert second in listed
+    nobody = medqa("audit", "list", "--about", "nobody").out
+    assert first not in nobody
+    assert medqa("audit", "verify").code == 0

@@ -14,7 +14,7 @@ from platformdirs import user_data_path
 
 from medqa.errors import StoreError
 
-__all__ = ["data_folder", "make_secret", "new_file", "read_secret"]
+__all__ = ["data_folder", "make_secret", "new_file", "read_secret", "replace_secret"]
 
 
 def data_folder() -> Path:
@@ -53,19 +53,37 @@ def make_secret(file: Path, text: str) -> None:
     StoreError
         It cannot be made.
     """
+    with _written(file, text) as temporary, suppress(FileExistsError):
+        os.link(temporary, file)  # unlike rename, fails where there is one
+
+
+def replace_secret(file: Path, text: str) -> None:
+    """Replace a file for its owner only, as a whole or not at all.
+
+    Raises
+    ------
+    StoreError
+        It cannot be written.
+    """
+    with _written(file, text) as temporary:
+        os.replace(temporary, file)
+
+
+@contextmanager
+def _written(file: Path, text: str) -> Iterator[str]:
+    """Temporary file beside `file`, for its owner only, on disk; gone at the end."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        # mkstemp opens with O_EXCL and mode 0600; link, unlike rename, fails where there is one.
-        handle, temporary = tempfile.mkstemp(dir=file.parent)
+        handle, temporary = tempfile.mkstemp(dir=file.parent)  # with O_EXCL and mode 0600
         try:
             with os.fdopen(handle, "w", encoding="ascii") as stream:
                 stream.write(text)
                 stream.flush()
                 os.fsync(stream.fileno())
-            with suppress(FileExistsError):
-                os.link(temporary, file)
+            yield temporary
         finally:
-            os.unlink(temporary)
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
     except OSError as error:
         raise StoreError(file, f"cannot be made ({error.strerror})", "check its folder") from error
 

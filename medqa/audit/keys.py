@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import secrets
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -18,10 +19,18 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
-from medqa.audit.files import data_folder, make_secret, read_secret
+from medqa.audit.files import data_folder, make_secret, read_secret, replace_secret
 from medqa.errors import StoreError
 
-__all__ = ["pseudonym", "pseudonym_key", "public_key", "public_pem", "signing_key"]
+__all__ = [
+    "pseudonym",
+    "pseudonym_key",
+    "pseudonym_keys",
+    "public_key",
+    "public_pem",
+    "rotate_pseudonym_key",
+    "signing_key",
+]
 
 _KEY_BYTES = 32  # as long as the SHA-256 that it keys (RFC 2104, section 3)
 
@@ -31,24 +40,51 @@ def pseudonym(key: bytes, value: str) -> str:
     return hmac.new(key, value.encode(), hashlib.sha256).hexdigest()
 
 
-def pseudonym_key() -> bytes:
-    """Key of the pseudonyms; at least 32 bytes.
+def pseudonym_keys() -> tuple[bytes, ...]:
+    """Keys of the pseudonyms, the one in use first, then those that it replaced.
 
-    From the environment's ``MEDQA_KEY`` (hex), else from ``hmac.key`` in the user's data folder,
-    which is made once. Hosts that share a database must share the key.
+    From the environment's ``MEDQA_KEY`` (hex, separated by commas), else from ``hmac.key`` in the
+    user's data folder (hex, one a line), which is made once. Hosts that share a database must
+    share the keys.
 
     Raises
     ------
     StoreError
-        It is not hex or too short, or the file cannot be made, or others may read it.
+        One is not hex or too short, or the file cannot be made, or others may read it.
     """
     given = os.environ.get("MEDQA_KEY")
     if given is not None:
-        return _parse_key(given, "MEDQA_KEY")
+        return tuple(_parse_key(one, "MEDQA_KEY") for one in given.split(","))
     file = data_folder() / "hmac.key"
     if not file.exists():
-        make_secret(file, os.urandom(_KEY_BYTES).hex())
-    return _parse_key(read_secret(file), str(file))
+        make_secret(file, secrets.token_hex(_KEY_BYTES))
+    return tuple(_parse_key(one, str(file)) for one in read_secret(file).split() or [""])
+
+
+def pseudonym_key() -> bytes:
+    """Key of the pseudonyms of new records; errors are those of `pseudonym_keys`."""
+    return pseudonym_keys()[0]
+
+
+def rotate_pseudonym_key() -> Path:
+    """Put a new key before those in ``hmac.key``; return that file.
+
+    Records keep the codes of their time: the keys that were replaced stay in the file, to look
+    records up by.
+
+    Raises
+    ------
+    StoreError
+        The key comes from the environment, or the file cannot be written.
+    """
+    if "MEDQA_KEY" in os.environ:
+        raise StoreError(
+            "MEDQA_KEY", "holds the key, not a file", "put a new key and a comma before it there"
+        )
+    keys = [secrets.token_bytes(_KEY_BYTES), *pseudonym_keys()]
+    file = data_folder() / "hmac.key"
+    replace_secret(file, "\n".join(one.hex() for one in keys))
+    return file
 
 
 def signing_key(file: Path | None = None) -> Ed25519PrivateKey:

@@ -10,7 +10,7 @@ from functools import cached_property
 from types import TracebackType
 
 from pydantic import ValidationError
-from sqlalchemy import Engine, Table, false, func, insert, select
+from sqlalchemy import Engine, Table, false, func, insert, or_, select
 from sqlalchemy.engine import Connection
 
 from medqa.assessment import Assessment, Verdict
@@ -26,7 +26,7 @@ from medqa.audit.database import (
 )
 from medqa.audit.files import data_folder
 from medqa.audit.journal import account_here, append
-from medqa.audit.keys import pseudonym_key
+from medqa.audit.keys import pseudonym, pseudonym_key, pseudonym_keys
 from medqa.audit.tables import assessments, entries
 from medqa.errors import StoreError
 
@@ -186,6 +186,29 @@ class Store:
         query = select(assessments.c.record).order_by(assessments.c.sequence.desc()).limit(limit)
         if verdict is not None:
             query = query.where(assessments.c.verdict == verdict)
+        with self.reading() as connection:
+            return tuple(map(self._parse, connection.scalars(query)))
+
+    def about(self, identifier: str) -> tuple[Assessment, ...]:
+        """Assessments of a patient, study, series or instance, the newest first.
+
+        Parameters
+        ----------
+        identifier
+            Patient ID or UID, as in the DICOM header; looked for under every key that there is
+            or was (`medqa.audit.keys.pseudonym_keys`).
+
+        Raises
+        ------
+        StoreError
+            They could not be read, or a key is wrong.
+        """
+        codes = [pseudonym(key, identifier) for key in pseudonym_keys()]
+        query = (
+            select(assessments.c.record)
+            .where(or_(*(assessments.c.record.contains(code) for code in codes)))
+            .order_by(assessments.c.sequence.desc())
+        )
         with self.reading() as connection:
             return tuple(map(self._parse, connection.scalars(query)))
 

@@ -53,13 +53,17 @@ SigningKey = Annotated[
 def audit_list(
     db: Db = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many at most.")] = 20,
+    about: Annotated[
+        str | None,
+        typer.Option(metavar="IDENTIFIER", help="Of this Patient ID or UID, under any key."),
+    ] = None,
 ) -> None:
     """List the latest assessments, newest first."""
     from medqa.audit import Store, histories
     from medqa.console import show, table
 
     with Store.open(db, readonly=True) as store:
-        found = store.list(limit)
+        found = store.list(limit) if about is None else store.about(about)[:limit]
         beside = histories(store, [one.assessment_id for one in found])
     rows = [
         (
@@ -327,6 +331,14 @@ def audit_rerun(
     }
     typer.echo(words[found.exact, found.reproduces])
     raise typer.Exit(0 if found.reproduces else 1)
+
+
+@audit_app.command("rotate-key")
+def audit_rotate_key() -> None:
+    """Make a new key for the identifiers of coming records; earlier ones stay, to look up by."""
+    from medqa.audit.keys import rotate_pseudonym_key
+
+    typer.echo(f"new key in {rotate_pseudonym_key()}: give it to every host of this database")
 
 
 @audit_app.command("grants")

@@ -14,7 +14,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from medqa.audit import Store, pseudonym
 from medqa.audit.files import make_secret
-from medqa.audit.keys import pseudonym_key, public_key, public_pem, signing_key
+from medqa.audit.keys import (
+    pseudonym_key,
+    pseudonym_keys,
+    public_key,
+    public_pem,
+    rotate_pseudonym_key,
+    signing_key,
+)
 from medqa.errors import StoreError
 
 # The key.
@@ -156,3 +163,30 @@ def test_keys_of_openssl_are_taken(data_folder: Path, tmp_path: Path) -> None:
 
 def test_two_keys_differ() -> None:
     assert Ed25519PrivateKey.generate().public_key() != signing_key().public_key()
+
+
+def test_a_new_key_leaves_the_earlier_ones_to_look_up_by(
+    data_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = pseudonym_key()
+    file = rotate_pseudonym_key()
+    assert file == data_folder / "hmac.key"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    second = pseudonym_key()
+    assert second != first
+    assert pseudonym_keys() == (second, first)
+    rotate_pseudonym_key()
+    assert pseudonym_keys()[1:] == (second, first)
+    assert list(data_folder.iterdir()) == [file]
+    monkeypatch.setenv("MEDQA_KEY", f"{'0f' * 32},{first.hex()}")
+    assert pseudonym_keys() == (bytes.fromhex("0f" * 32), first)
+    with pytest.raises(StoreError, match="holds the key, not a file"):
+        rotate_pseudonym_key()
+
+
+def test_a_key_file_may_end_in_a_line_feed_but_not_be_empty(data_folder: Path) -> None:
+    make_secret(data_folder / "hmac.key", "0f" * 32 + "\n")
+    assert pseudonym_keys() == (bytes.fromhex("0f" * 32),)
+    (data_folder / "hmac.key").write_text("\n")
+    with pytest.raises(StoreError, match="is not 32 bytes in hex"):
+        pseudonym_keys()

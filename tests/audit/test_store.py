@@ -24,7 +24,8 @@ from auditing import REFUSED, assessment, not_assessable, plain
 from sqlalchemy import text
 
 from medqa.assessment import Verdict
-from medqa.audit import Store, canonical_json, verify
+from medqa.audit import Store, canonical_json, pseudonym, verify
+from medqa.audit.keys import pseudonym_key, rotate_pseudonym_key
 from medqa.errors import StoreError
 
 # Adding and reading.
@@ -447,3 +448,17 @@ def test_processes_migrate_and_add_at_the_same_time(url: str) -> None:
         assert counted == [(rows, 1, rows)]
     with Store.open(url, readonly=True) as store:
         assert verify(store).fault is None
+
+
+def test_records_about_a_patient_are_found_under_every_key(url: str) -> None:
+    with Store.open(url) as store:
+        for number in range(2):
+            code = pseudonym(pseudonym_key(), "p%_")
+            made = assessment(f"record-{number:04d}")
+            assert made.inputs.reference is not None
+            image = made.inputs.reference.model_copy(update={"patient_hmac": code})
+            inputs = made.inputs.model_copy(update={"reference": image})
+            store.add(made.model_copy(update={"inputs": inputs}))
+            rotate_pseudonym_key()
+        assert [one.assessment_id for one in store.about("p%_")] == ["record-0001", "record-0000"]
+        assert store.about("pxx") == ()
