@@ -43,7 +43,7 @@ from medqa.thresholds import (
 from medqa.transforms import check_pixels, displays, match
 from medqa.verdict import judge
 
-__all__ = ["Progress", "assess", "run"]
+__all__ = ["Progress", "assess", "image_input", "run"]
 
 PathLike = str | os.PathLike[str]
 T = TypeVar("T")
@@ -397,13 +397,15 @@ def _inputs(
     regions: tuple[RegionInput, ...],
 ) -> Inputs:
     return Inputs(
-        reference=reference and _image_input(reference, context.key),
-        candidate=candidate and _image_input(candidate, context.key),
+        reference=reference and image_input(reference, context.key),
+        candidate=candidate and image_input(candidate, context.key),
         regions=regions,
     )
 
 
-def _image_input(image: Image, key: bytes | None) -> ImageInput:
+def image_input(image: Image, key: bytes | None) -> ImageInput:
+    """Return what a record says of an image; identifiers as codes under the key, or not at all."""
+
     def hidden(value: str | None) -> str | None:
         return pseudonym(key, value) if key and value else None
 

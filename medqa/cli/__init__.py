@@ -18,6 +18,7 @@ from medqa.cli.calibration import calibrate
 from medqa.cli.images import inspect, pair, render
 from medqa.cli.options import Db, WeightsFolder
 from medqa.cli.profiles import profiles_app
+from medqa.cli.quality import qc
 from medqa.cli.weights import weights_app
 from medqa.errors import MedqaError
 
@@ -45,7 +46,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings=_CONTEXT,
 )
-for command in (assess, inspect, pair, render, calibrate):
+for command in (assess, inspect, pair, render, qc, calibrate):
     app.command()(command)
 app.add_typer(profiles_app, name="profiles")
 app.add_typer(weights_app, name="weights")
