@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
+import io
 import os
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from medqa.dicom.series import windows_of
 from medqa.errors import UsageError
+from medqa.files import write_file
 from medqa.image import Image, VoiLut, Window
 from medqa.reader import read
 from medqa.thresholds import choose
@@ -63,20 +63,9 @@ def write_png(path: str | os.PathLike[str], pixels: NDArray[np.uint8]) -> None:
     UsageError
         The file cannot be written.
     """
-    path = Path(path)
-    try:
-        handle, name = tempfile.mkstemp(suffix=".png", prefix=".", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                PIL.Image.fromarray(pixels).save(file, format="PNG")
-            Path(name).replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                Path(name).unlink()
-            raise
-    except OSError as cause:
-        mend = "check the folder and its permissions"
-        raise UsageError(path, "cannot be written", mend, cause.strerror or "") from cause
+    encoded = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(encoded, format="PNG")
+    write_file(Path(path), encoded.getvalue())
 
 
 def render_file(

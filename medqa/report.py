@@ -6,9 +6,7 @@ Nothing is computed anew: values, limits and what passed are printed as they wer
 from __future__ import annotations
 
 import base64
-import os
 import re
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -34,7 +32,7 @@ from medqa.assessment import (
     ImageInput,
     Limit,
 )
-from medqa.errors import UsageError
+from medqa.files import write_file
 
 __all__ = [
     "IndexRow",
@@ -45,7 +43,6 @@ __all__ = [
     "scale_top",
     "thumbs",
     "write",
-    "write_file",
 ]
 
 # What a composite has beside the companion measures.
@@ -517,22 +514,3 @@ def _templates() -> jinja2.Environment:
 
 def _page(name: str, **values: Any) -> bytes:
     return _templates().get_template(name).render(values).encode()
-
-
-def write_file(path: Path, content: bytes) -> Path:
-    """Write a file as a whole or not at all: under another name first, then renamed."""
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            part.write_bytes(content)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise UsageError(
-            path.parent,
-            f"the report cannot be written here ({error.strerror or error})",
-            "name a folder that you may write to and that has space",
-        ) from error
-    return path

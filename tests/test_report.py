@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import io
 import json
+import os
 import re
 from datetime import datetime, timedelta, timezone
 from html.parser import HTMLParser
@@ -424,7 +425,6 @@ def test_of_calibrated_thresholds_those_that_are_provisional_are_named(tmp_path:
     assert f"These thresholds are provisional ({names}): neither a published" in text
 
 
-
 def test_every_value_stands_beside_its_limit_with_its_recorded_result(tmp_path: Path) -> None:
     text = read(report.write(make_assessment(), tmp_path)).text
     for value, name, limit, result in [
@@ -740,16 +740,16 @@ def test_full_disk_leaves_only_whole_files(tmp_path: Path, monkeypatch: pytest.M
     """The second file is cut short while it is written over an older one."""
     report.write(make_assessment((make_evidence(),)), tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    whole, calls = Path.write_bytes, []
+    flush, calls = os.fsync, []
 
-    def second_is_cut(path: Path, content: bytes) -> int:
+    def second_is_cut(handle: int) -> None:
         calls.append(1)
         if len(calls) == 2:
-            whole(path, content[:10])
+            os.ftruncate(handle, 10)
             raise OSError(28, "No space left on device")
-        return whole(path, content)
+        flush(handle)
 
-    monkeypatch.setattr(Path, "write_bytes", second_is_cut)
+    monkeypatch.setattr(os, "fsync", second_is_cut)
     changed = make_assessment((make_evidence(name="other"),), medqa_version="9.9")
     with pytest.raises(UsageError, match="No space left on device"):
         report.write(changed, tmp_path)

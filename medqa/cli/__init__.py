@@ -16,6 +16,7 @@ from medqa.cli.assessment import assess
 from medqa.cli.audit import audit_app
 from medqa.cli.calibration import calibrate
 from medqa.cli.images import inspect, pair, render
+from medqa.cli.monitoring import gallery_app, monitor
 from medqa.cli.options import Db, WeightsFolder
 from medqa.cli.profiles import profiles_app
 from medqa.cli.quality import qc
@@ -46,8 +47,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings=_CONTEXT,
 )
-for command in (assess, inspect, pair, render, qc, calibrate):
+for command in (assess, inspect, pair, render, qc, monitor, calibrate):
     app.command()(command)
+app.add_typer(gallery_app, name="gallery")
 app.add_typer(profiles_app, name="profiles")
 app.add_typer(weights_app, name="weights")
 app.add_typer(audit_app, name="audit")

@@ -17,7 +17,8 @@ from medqa.dicom_results.report import structured_report
 from medqa.dicom_results.source import Source, read_source
 from medqa.dicom_results.summary import secondary_capture
 from medqa.errors import UsageError
-from medqa.report import scale_top, write_file
+from medqa.files import write_file
+from medqa.report import scale_top
 
 __all__ = ["write_dicom"]
 

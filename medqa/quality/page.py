@@ -13,10 +13,10 @@ from typing import Any
 import jinja2
 
 from medqa import pictures
+from medqa.files import write_file
 from medqa.quality.examine import Examination
 from medqa.quality.measures import WORDS
 from medqa.quality.record import Measured, QualityRecord
-from medqa.report import write_file
 
 __all__ = ["Examined", "value_words", "write_group", "write_page"]
 
