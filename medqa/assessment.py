@@ -160,7 +160,7 @@ class MetricRef(_Record):
     backbone: str
     """The network: `gray`, `alex`, `squeeze` or `vgg`."""
     version: str
-    """Version of network and heads together."""
+    """Version of network and heads together; of adapted heads such as `1+site-ct.3f2a91bc`."""
     weights_sha256: Sha256
     """SHA-256 of the network's tensors."""
     relative_error: float | None = Field(

@@ -108,11 +108,11 @@ def _small_print(assessment: Assessment) -> str:
 
 
 @contextmanager
-def progress_bar() -> Iterator[Advance]:
-    """Show slices done, on standard error; nothing for a single image or without a terminal."""
+def progress_bar(what: str = "comparing slices") -> Iterator[Advance]:
+    """Show how much is done, on standard error; nothing for one step or without a terminal."""
     console = Console(stderr=True)
     bar = Progress(
-        TextColumn("comparing slices"),
+        TextColumn(what),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),

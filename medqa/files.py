@@ -33,7 +33,7 @@ def write_file(path: Path, content: bytes) -> Path:
     except OSError as error:
         raise UsageError(
             path.parent,
-            f"{path.name} cannot be written here ({error.strerror or error})",
+            f"files cannot be written here ({error.strerror or error})",
             "name a folder that you may write to and that has space",
         ) from error
     return path

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from medqa.errors import PixelError, UsageError
 from medqa.networks import compute_in, pieces, positions, stages, views, working_set
 from medqa.reduced import follow, trail
-from medqa.weights import BACKBONES, Weights, find
+from medqa.weights import ADAPTED_SUFFIX, BACKBONES, Weights, find
 
 __all__ = ["PRECISIONS", "SMALLEST_SIDE", "Differences", "Features", "GrayLPIPS", "choose_device"]
 
@@ -151,7 +151,7 @@ class GrayLPIPS(nn.Module):
         device: str | torch.device = "cpu",
     ) -> None:
         super().__init__()
-        if backbone not in BACKBONES:
+        if backbone not in BACKBONES and not backbone.endswith(ADAPTED_SUFFIX):
             raise UsageError(backbone, "no such network", f"choose one of {', '.join(BACKBONES)}")
         if precision not in PRECISIONS:
             mend = f"choose one of {', '.join(PRECISIONS)}"

@@ -71,6 +71,7 @@ def rerun(
     masks: Sequence[str] = (),
     annotations: Sequence[str] = (),
     profile: str | None = None,
+    backbone: str | None = None,
     weights: Path | None = None,
     device: str = "auto",
     resample: bool = False,
@@ -85,6 +86,8 @@ def rerun(
         The files of then; images may lie in other files, if the pixels are the same.
     profile
         Name or file of the profile of then; None takes the shipped one of the recorded name.
+    backbone
+        File of the adapted weights of then; None takes the network that the record names.
     weights
         Folder of the official networks' weights.
     device
@@ -109,7 +112,7 @@ def rerun(
             "name the file of then with --profile",
         )
     network = GrayLPIPS(
-        recorded.metric.backbone,
+        backbone or recorded.metric.backbone,
         weights,
         precision=recorded.metric.precision,
         device=choose_device(device),

@@ -39,6 +39,7 @@ __all__ = [
     "digest",
     "find",
     "import_folder",
+    "load_adapted",
     "load_gray",
     "locate",
 ]
@@ -163,7 +164,7 @@ def find(backbone: str, folder: str | Path | None = None) -> Weights:
         that were fitted, or not on this trunk.
     """
     if backbone.endswith(ADAPTED_SUFFIX):
-        return _load_adapted(Path(backbone), folder)
+        return load_adapted(Path(backbone), folder)
     if backbone == "gray":
         with resources.as_file(_GRAY) as shipped:
             return load_gray(shipped)
@@ -228,8 +229,24 @@ def adapted_version(base_version: str, name: str, sha256: str) -> str:
     return f"{base_version}+{name}.{sha256[:8]}"
 
 
-def _load_adapted(path: Path, folder: str | Path | None) -> Weights:
-    """Load adapted heads onto the trunk that they were fitted on."""
+def load_adapted(path: Path, base: Weights | str | Path | None = None) -> Weights:
+    """Load adapted heads onto the trunk that they were fitted on.
+
+    Parameters
+    ----------
+    base
+        The original network, or where to look for its trunk, as `find` does.
+
+    Returns
+    -------
+    A version of the original's network. It states no relative error: what was measured of the
+    original does not hold for it.
+
+    Raises
+    ------
+    WeightsError
+        The file cannot be read, is none of adapted heads, or was fitted on another trunk.
+    """
     mend = "use the file that medqa adapt wrote, or adapt again"
     try:
         if path.stat().st_size > _ADAPTED_BYTES:
@@ -239,33 +256,32 @@ def _load_adapted(path: Path, folder: str | Path | None) -> Weights:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (OSError, SafetensorError, ValueError) as cause:
         raise WeightsError(path, "cannot be read as weights", mend) from cause
-    wanted = ("backbone", "base_version", "trunk_sha256", "name", "version", "sha256")
-    backbone, base_version, trunk_sha256, name, version, sha256 = map(stated.get, wanted)
-    if stated.get("form") != ADAPTED_FORM or backbone not in BACKBONES or name is None:
+    backbone = stated.get("backbone", "")
+    if stated.get("form") != ADAPTED_FORM or backbone not in BACKBONES:
         raise WeightsError(path, "is no file of adapted heads", mend)
-    base = find(backbone, folder)
-    if (base.version, digest(base.trunk)) != (base_version, trunk_sha256):
-        reason = f"was fitted on another network than {backbone} {base.version} as it is here"
+    if not isinstance(base, Weights):
+        base = find(backbone, base)
+    fitted_on = tuple(map(stated.get, ("backbone", "base_version", "trunk_sha256")))
+    if fitted_on != (base.backbone, base.version, digest(base.trunk)):
+        reason = f"was fitted on another network than {base.backbone} {base.version} as it is here"
         raise WeightsError(path, reason, "adapt again")
-    heads = [tensors.pop(f"head.{tap}", None) for tap in range(len(base.heads))]
-    if tensors or not all(map(_is_head, heads, base.heads)):
+    heads = tuple(tensors.pop(f"head.{tap}", torch.empty(0)) for tap in range(len(base.heads)))
+    # Of nothing but zeros, every distance would be 0, and everything would pass.
+    if tensors or not all(map(_is_head, heads, base.heads)) or not any(map(torch.any, heads)):
         reason = "its tensors are not one finite, non-negative weight for each channel"
         raise WeightsError(path, reason, mend)
-    fitted = tuple(head for head in heads if head is not None)
-    found = digest((*base.trunk, *fitted))
-    if found != sha256 or version != adapted_version(base.version, name, found):
+    sha256 = digest((*base.trunk, *heads))
+    version = adapted_version(base.version, stated.get("name", ""), sha256)
+    if (stated.get("sha256"), stated.get("version")) != (sha256, version):
         raise WeightsError(path, "its tensors are not those that it was written with", mend)
-    # Of the original's stated errors none holds: these distances imitate nobody's.
-    return Weights(backbone, version, base.trunk, fitted, found)
+    return Weights(backbone, version, base.trunk, heads, sha256)
 
 
-def _is_head(head: Tensor | None, original: Tensor) -> bool:
+def _is_head(head: Tensor, original: Tensor) -> bool:
     return (
-        head is not None
-        and head.dtype == torch.float32
+        head.dtype == torch.float32
         and head.shape == original.shape
         and bool(((head >= 0) & head.isfinite()).all())
-        and bool((head > 0).any())
     )
 
 

@@ -247,7 +247,7 @@ def _nan(_ct: Path, folder: Path) -> list[object]:
         (_other_network, "vgg", "holds no weights"),
         (_database_is_a_folder, "", "database"),
         (_database_is_no_database, "notes.db", "not a database"),
-        (_out_is_a_file, "file", "report cannot be written"),
+        (_out_is_a_file, "file", "files cannot be written"),
         (_nan, "nan.nii.gz", "NaN"),
     ],
 )

@@ -94,3 +94,12 @@ def test_another_profile_or_network_is_refused(recorded: Assessment, pair: tuple
         rerun(recorded.model_copy(update={"metric": other}), *pair)
     with pytest.raises(UsageError, match="refused before anything"):
         rerun(recorded.model_copy(update={"metric": None}), *pair)
+
+
+def test_weights_of_then_that_are_missing_are_an_error(
+    recorded: Assessment, pair: tuple[str, str], tmp_path: Path
+) -> None:
+    missing = tmp_path / "site.safetensors"
+    with pytest.raises(UsageError) as caught:
+        rerun(recorded, *pair, backbone=str(missing))
+    assert caught.value.subject == str(missing)

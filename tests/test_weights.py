@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,17 @@ from safetensors.torch import load_file, save_file
 
 import medqa.weights
 from medqa.errors import WeightsError
-from medqa.weights import BACKBONES, digest, find, import_folder, load_gray, locate
+from medqa.weights import (
+    ADAPTED_FORM,
+    BACKBONES,
+    adapted_version,
+    digest,
+    find,
+    import_folder,
+    load_adapted,
+    load_gray,
+    locate,
+)
 
 
 def test_gray_ships_with_its_digest_error_and_size() -> None:
@@ -142,3 +153,130 @@ def test_heads_are_the_official_ones() -> None:
         found = medqa.weights._load_heads(name)
         for one, other in zip(found, [heads[key] for key in sorted(heads)], strict=True):
             assert torch.equal(one, other.flatten())
+
+
+def _adapted(path: Path, *, scale: float = 2.0, **changed: Any) -> Path:
+    """Write a file of adapted heads; `changed` metadata, or `heads` themselves."""
+    base = find("gray")
+    heads = tuple(scale * head for head in base.heads)
+    sha256 = digest((*base.trunk, *heads))
+    stated = {
+        "form": ADAPTED_FORM,
+        "backbone": "gray",
+        "base_version": base.version,
+        "trunk_sha256": digest(base.trunk),
+        "name": "site-ct",
+        "version": adapted_version(base.version, "site-ct", sha256),
+        "sha256": sha256,
+    }
+    tensors = {f"head.{tap}": head for tap, head in enumerate(heads)}
+    tensors |= changed.pop("heads", {})
+    stated |= changed
+    save_file({name: head.contiguous() for name, head in tensors.items()}, path, stated)
+    return path
+
+
+def _as_if(sha256: str) -> dict[str, str]:
+    """What an attacker would state to make a file consistent."""
+    return {"sha256": sha256, "version": adapted_version("1", "site-ct", sha256)}
+
+
+def test_adapted_heads_are_another_version_of_the_network(tmp_path: Path) -> None:
+    base = find("gray")
+    found = find(str(_adapted(tmp_path / "site.safetensors")))
+    assert found.backbone == "gray"
+    assert found.version == f"1+site-ct.{found.sha256[:8]}"
+    assert found.sha256 == digest((*found.trunk, *found.heads)) != base.sha256
+    assert digest(found.trunk) == digest(base.trunk)
+    assert torch.equal(found.heads[2], 2.0 * base.heads[2])
+    assert (found.relative_error, found.region_relative_error) == (None, None)
+    assert load_adapted(tmp_path / "site.safetensors", base).sha256 == found.sha256
+
+
+def test_adapted_heads_of_an_official_network_need_its_trunk(
+    shared_weights: Path, tmp_path: Path
+) -> None:
+    base = find("alex", shared_weights)
+    sha256 = digest((*base.trunk, *base.heads))
+    path = _adapted(
+        tmp_path / "site.safetensors",
+        heads={f"head.{tap}": head for tap, head in enumerate(base.heads)},
+        backbone="alex",
+        base_version="0.1",
+        trunk_sha256=digest(base.trunk),
+        sha256=sha256,
+        version=adapted_version("0.1", "site-ct", sha256),
+    )
+    assert find(str(path), shared_weights).version == f"0.1+site-ct.{sha256[:8]}"
+    with pytest.raises(WeightsError, match="holds no weights of network alex"):
+        find(str(path), tmp_path)
+    with pytest.raises(WeightsError, match="fitted on another network than gray 1"):
+        load_adapted(path, find("gray"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"form": "something else"}, "no file of adapted heads"),
+        ({"backbone": "resnet"}, "no file of adapted heads"),
+        ({"base_version": "0"}, "fitted on another network than gray 1"),
+        ({"trunk_sha256": "0" * 64}, "fitted on another network"),
+        ({"name": "site-mr"}, "not those that it was written with"),
+        ({"name": "../site"}, "no name for an adapted network"),
+        ({"version": "1"}, "not those that it was written with"),
+        ({"sha256": "0" * 64}, "not those that it was written with"),
+        ({"scale": -1.0}, "non-negative"),
+        ({"scale": 0.0}, "non-negative"),
+        ({"scale": float("nan")}, "finite"),
+        ({"scale": float("inf")}, "finite"),
+        ({"heads": {"head.0": torch.ones(31)}}, "for each channel"),
+        ({"heads": {"head.0": torch.ones(1, 32)}}, "for each channel"),
+        ({"heads": {"head.0": torch.ones(32, dtype=torch.float64)}}, "for each channel"),
+        ({"heads": {"head.5": torch.ones(128)}}, "for each channel"),
+        ({"heads": {"trunk.00": torch.ones(2)}}, "for each channel"),
+        ({"heads": {"head.1": torch.ones(80)}}, "not those that it was written with"),
+        ({"heads": {"big": torch.ones(300_000)}}, "too large"),
+    ],
+)
+def test_adapted_heads_that_are_wrong_are_refused(
+    tmp_path: Path, changed: dict[str, Any], words: str
+) -> None:
+    path = _adapted(tmp_path / "site.safetensors", **changed)
+    with pytest.raises(WeightsError, match=words):
+        find(str(path))
+
+
+def test_consistent_but_impossible_heads_are_refused(tmp_path: Path) -> None:
+    base = find("gray")
+    for value in (-1.0, float("nan")):
+        heads = (base.heads[0].clone(), *base.heads[1:])
+        heads[0][3] = value
+        stated = _as_if(digest((*base.trunk, *heads)))
+        path = _adapted(tmp_path / "site.safetensors", heads={"head.0": heads[0]}, **stated)
+        with pytest.raises(WeightsError, match="non-negative"):
+            find(str(path))
+
+
+def test_what_is_no_safetensors_is_refused_and_never_unpickled(tmp_path: Path) -> None:
+    path = tmp_path / "site.safetensors"
+    whole = _adapted(path).read_bytes()
+    # A header that claims to be longer than the file, damage in it, half the file, a pickle.
+    hostile = (b"", b"\xff" * 16, whole[:8] + b"\xff" + whole[9:], whole[: len(whole) // 2])
+    for content in (*hostile, pickle.dumps({"head.0": _Evil()}, protocol=2)):
+        path.write_bytes(content)
+        with pytest.raises(WeightsError, match="cannot be read"):
+            find(str(path))
+    save_file({"head.0": torch.ones(32)}, path)  # without metadata
+    with pytest.raises(WeightsError, match="no file of adapted heads"):
+        find(str(path))
+    for wrong in (tmp_path / "none.safetensors", tmp_path / "folder.safetensors"):
+        if wrong.stem == "folder":
+            wrong.mkdir()
+        with pytest.raises(WeightsError, match="cannot be read"):
+            find(str(wrong))
+
+
+@pytest.mark.parametrize("name", ["", "Site", "a b", "a--b", "-a", "a.b", "a" * 33, "é"])
+def test_names_that_are_none_are_refused(name: str) -> None:
+    with pytest.raises(WeightsError, match="no name"):
+        adapted_version("1", name, "0" * 64)

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from medqa._version import __version__
+from medqa.cli.adaptation import adapt
 from medqa.cli.assessment import assess
 from medqa.cli.audit import audit_app
 from medqa.cli.calibration import calibrate
@@ -47,7 +48,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings=_CONTEXT,
 )
-for command in (assess, inspect, pair, render, qc, monitor, calibrate):
+for command in (assess, inspect, pair, render, qc, monitor, calibrate, adapt):
     app.command()(command)
 app.add_typer(gallery_app, name="gallery")
 app.add_typer(profiles_app, name="profiles")

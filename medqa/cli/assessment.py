@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medqa.cli.options import BackboneName, Db, LevelName, PrecisionName, TaskName, WeightsFolder
+from medqa.cli.options import Db, LevelName, PrecisionName, TaskName, WeightsFolder
 from medqa.errors import UsageError
 
 if TYPE_CHECKING:
@@ -59,7 +59,12 @@ def assess(
     task: Annotated[
         TaskName, typer.Option(help="What was done to the image, where no profile is named.")
     ] = TaskName.routine,
-    backbone: Annotated[BackboneName, typer.Option(help="Network.")] = BackboneName.gray,
+    backbone: Annotated[
+        str,
+        typer.Option(
+            metavar="gray|alex|squeeze|vgg|FILE", help="Network, or weights that adapt wrote."
+        ),
+    ] = "gray",
     precision: Annotated[
         PrecisionName, typer.Option(help="What the network computes in.")
     ] = PrecisionName.float32,
@@ -139,7 +144,7 @@ def assess(
             profile=profile,
             task=task.value,
             require_calibrated=require_calibrated,
-            backbone=backbone.value,
+            backbone=backbone,
             precision=precision.value,
             device=device,
             resample=resample,
@@ -158,7 +163,7 @@ def assess(
         _check_dicom(jobs)
     with nullcontext() if no_record else Store.open(db) as store:
         network = GrayLPIPS(
-            backbone.value, weights, precision=precision.value, device=choose_device(device)
+            backbone, weights, precision=precision.value, device=choose_device(device)
         )
         several = choice.pairing is not None
         folders = {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medqa.cli.options import Db
+from medqa.cli.options import Db, WeightsFolder
 
 if TYPE_CHECKING:
     from medqa.audit import History, Verification
@@ -281,16 +281,11 @@ def audit_rerun(
     profile: Annotated[
         str | None, typer.Option(metavar="NAME|FILE", help="The profile of then.")
     ] = None,
-    db: Db = None,
-    weights: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="MEDQA_WEIGHTS",
-            show_envvar=True,
-            metavar="DIR",
-            help="Folder that holds the official networks' weights.",
-        ),
+    backbone: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The adapted weights of then, if any.")
     ] = None,
+    db: Db = None,
+    weights: WeightsFolder = None,
     device: Annotated[
         str, typer.Option(metavar="auto|cpu|cuda", help="Where the network runs.")
     ] = "auto",
@@ -315,6 +310,7 @@ def audit_rerun(
         masks=mask or (),
         annotations=annotations or (),
         profile=profile,
+        backbone=backbone,
         weights=weights,
         device=device,
         resample=resample,
