@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medqa.cli.options import Db, LevelName, PrecisionName, TaskName, WeightsFolder
+from medqa.cli.options import Db, LevelName, PrecisionName, TaskName, User, WeightsFolder
 from medqa.errors import UsageError
 
 if TYPE_CHECKING:
@@ -89,15 +89,7 @@ def assess(
         typer.Option(metavar="DIR", help="Write the results as DICOM objects here."),
     ] = None,
     weights: WeightsFolder = None,
-    user: Annotated[
-        str | None,
-        typer.Option(
-            envvar="MEDQA_USER",
-            show_envvar=True,
-            metavar="NAME",
-            help="Who asks, for the record; by default the user of the operating system.",
-        ),
-    ] = None,
+    user: User = None,
     supersedes: Annotated[
         str | None,
         typer.Option(metavar="ID", help="Recorded assessment that this one corrects."),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medqa.cli.options import Db, WeightsFolder
+from medqa.cli.options import Db, User, WeightsFolder
 
 if TYPE_CHECKING:
     from medqa.audit import History, Verification
@@ -228,15 +228,7 @@ def audit_sign(
         str, typer.Option(metavar="TEXT", help="Why; name no patient, it cannot be removed.")
     ],
     db: Db = None,
-    user: Annotated[
-        str | None,
-        typer.Option(
-            envvar="MEDQA_USER",
-            show_envvar=True,
-            metavar="NAME",
-            help="Who signs; else the account of the operating system.",
-        ),
-    ] = None,
+    user: User = None,
 ) -> None:
     """Sign an assessment off."""
     from medqa.audit import Store, sign

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["BackboneName", "Db", "LevelName", "PrecisionName", "TaskName", "WeightsFolder"]
+__all__ = ["BackboneName", "Db", "LevelName", "PrecisionName", "TaskName", "User", "WeightsFolder"]
 
 
 class BackboneName(StrEnum):
@@ -62,5 +62,15 @@ WeightsFolder = Annotated[
         show_envvar=True,
         metavar="DIR",
         help="Folder that holds the official networks' weights.",
+    ),
+]
+User = Annotated[
+    str | None,
+    typer.Option(
+        "--user",
+        envvar="MEDQA_USER",
+        show_envvar=True,
+        metavar="NAME",
+        help="Who asks, for the record; by default the user of the operating system.",
     ),
 ]

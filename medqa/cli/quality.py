@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medqa.cli.options import Db
+from medqa.cli.options import Db, User
 from medqa.errors import NotAssessableError, UsageError
 
 if TYPE_CHECKING:
@@ -38,15 +38,7 @@ def qc(
         Path | None, typer.Option(metavar="DIR", help="Write a page for each image here.")
     ] = None,
     db: Db = None,
-    user: Annotated[
-        str | None,
-        typer.Option(
-            envvar="MEDQA_USER",
-            show_envvar=True,
-            metavar="NAME",
-            help="Who asks, for the record; by default the user of the operating system.",
-        ),
-    ] = None,
+    user: User = None,
     *,
     no_record: Annotated[
         bool, typer.Option("--no-record", help="Leave no record in the database.")

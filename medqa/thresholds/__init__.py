@@ -26,8 +26,6 @@ from medqa.thresholds.profile import (
     Windows,
 )
 
-for_modality = choose
-
 __all__ = [
     "SCHEMA_VERSION",
     "DisplayWindow",
