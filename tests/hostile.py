@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Sequence
 
 UNDEFINED = 0xFFFFFFFF
@@ -38,6 +39,13 @@ def dicom(*elements: bytes, syntax: str = EXPLICIT, preamble: bytes = bytes(128)
     """A file of these elements, which are written as they are."""
     assert len(preamble) == 128
     return preamble + b"DICM" + element(0x00020010, b"UI", syntax.encode()) + b"".join(elements)
+
+
+def deflated(data: bytes) -> bytes:
+    """Deflate what comes after the file meta information of `dicom`."""
+    start = len(dicom())
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return dicom(packer.compress(data[start:]) + packer.flush(), syntax=DEFLATED)
 
 
 def header(

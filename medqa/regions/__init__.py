@@ -17,10 +17,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import dcmread
 from pydicom.uid import UID, RTStructureSetStorage
 
-from medqa.dicom.files import SEGMENTATIONS, is_dicom, reading
+from medqa.dicom.files import SEGMENTATIONS, header, is_dicom, reading
 from medqa.errors import ReadError, RegionError
 from medqa.image import Image, Region
 from medqa.nifti import is_nifti
@@ -203,8 +202,7 @@ def _decoder(path: Path, head: bytes) -> _Decode:
 
 
 def _dicom(path: Path) -> _Decode:
-    header = dcmread(path, force=True, specific_tags=["SOPClassUID"])
-    sop_class = UID(header.get("SOPClassUID") or "")
+    sop_class = UID(header(path).get("SOPClassUID") or "")
     if sop_class not in _DICOM:
         kind = sop_class.name or "object of unknown class"
         reason = f"is DICOM, but of a class that marks no regions ({kind})"

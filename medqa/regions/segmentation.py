@@ -14,7 +14,6 @@ from typing import Any
 
 import imagecodecs
 import numpy as np
-from highdicom.spatial import get_volume_positions
 from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.encaps import generate_frames
@@ -240,6 +239,9 @@ def _stack(planes: Sequence[Plane], path: Path) -> tuple[NDArray[np.float64], li
     gaps = gaps[gaps > _SAME_POSITION_MM]
     # Where slices are left out, even the smallest gap may span several: no frame is that thick.
     dense = gaps.size > 0 and gaps.min() < 1.01 * first.step
+    # Imported here: it takes a sixth of a second, and most assessments have no such mask.
+    from highdicom.spatial import get_volume_positions
+
     step, index = get_volume_positions(
         np.array(positions),
         [*first.axes[:, 1], *first.axes[:, 0]],

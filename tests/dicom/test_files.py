@@ -6,7 +6,6 @@ import os
 import struct
 import time
 import tracemalloc
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from hostile import (
     RLE,
     SEQUENCE_END,
     UNDEFINED,
+    deflated,
     dicom,
     element,
     encapsulated,
@@ -234,13 +234,6 @@ def test_silly_numbers_are_not_converted(refuse: Refuse) -> None:
 
 
 # Deflate ------------------------------------------------------------------------------------------
-
-
-def deflated(data: bytes) -> bytes:
-    """Deflate what comes after the file meta information of `native`."""
-    start = len(dicom())
-    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
-    return dicom(packer.compress(data[start:]) + packer.flush(), syntax=DEFLATED)
 
 
 def test_a_deflated_file_is_read(given: Callable[[bytes], Path]) -> None:
