@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from medqa.cli.options import BackboneName, WeightsFolder
-from medqa.errors import UsageError
 
 if TYPE_CHECKING:
     from medqa.studies.adaptation import Adaptation
@@ -60,8 +58,6 @@ def adapt(
     from medqa.weights import adapted_version
 
     # Whatever can be refused is refused before the work, not after it.
-    if find_spec("sklearn") is None:
-        raise UsageError("sklearn", "is not installed", "pip install 'medqa[calibrate]'")
     check_new(out)
     adapted_version("", name, "")
     displayed = thresholds.load(profile)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from enum import StrEnum
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -86,8 +85,6 @@ def calibrate(
     from medqa.studies.site_profile import check_new, write
 
     # Whatever can be refused is refused before the work, not after it.
-    if missing := [one for one in ("sklearn", "statsmodels") if find_spec(one) is None]:
-        raise UsageError(", ".join(missing), "is not installed", "pip install 'medqa[calibrate]'")
     check_new(out)
     claim = Claim(miss_rate, confidence, miss_weight)
     if base not in thresholds.names():

@@ -7,9 +7,6 @@ image, a patient or a reader.
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -19,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from medqa.assessment import MEASURE_WORDS
 from medqa.errors import StoreError, UsageError
+from medqa.tables import Table, read_table, wrong
 from medqa.thresholds import Profile
 
 if TYPE_CHECKING:
@@ -151,20 +149,14 @@ def read_study(
     StoreError
         An assessment is not recorded.
     """
-    try:
-        content = path.read_bytes()
-        text = content.decode("utf-8-sig")
-    except OSError as error:
-        raise UsageError(path, f"cannot be read ({error.strerror})", "check the path") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(path, "is not UTF-8 text", "save it as CSV in UTF-8") from error
     for name in measures:
         if name != DISTANCE and name not in MEASURE_WORDS:
             known = ", ".join((DISTANCE, *MEASURE_WORDS))
             raise UsageError(name, "is no measure", f"choose from {known}")
 
     # 1. and 2. Header and rows.
-    gathered = _gather(path, text, measures, acceptable_from)
+    table = read_table(path)
+    gathered = _gather(table, measures, acceptable_from)
     if not gathered:
         raise UsageError(path, "holds no judgments", "add a row for each image and reader")
 
@@ -202,7 +194,7 @@ def read_study(
         acceptable_from=acceptable_from,
         rule=rule,
         recorded=recorded,
-        sha256=hashlib.sha256(content).hexdigest(),
+        sha256=table.sha256,
     )
 
 
@@ -217,14 +209,7 @@ class _Facts:
     body_part: str | None
 
 
-def _header(path: Path, header: Sequence[str], measures: Sequence[str]) -> tuple[str, ...]:
-    names = tuple(one.strip() for one in header)
-    if len(names) == 1 and ";" in names[0]:
-        raise UsageError(
-            path, "its cells are separated by semicolons", "save it with commas and decimal points"
-        )
-    if len(set(names)) < len(names):
-        raise UsageError(path, "line 1: two columns have the same name", "rename one of them")
+def _check_header(path: Path, names: Sequence[str], measures: Sequence[str]) -> None:
     needed = _ALWAYS + (("assessment",) if "assessment" in names else tuple(measures))
     if missing := [one for one in needed if one not in names]:
         raise UsageError(
@@ -241,47 +226,29 @@ def _header(path: Path, header: Sequence[str], measures: Sequence[str]) -> tuple
         if "assessment" in names and set(unknown) <= {DISTANCE, *_OPTIONAL, *MEASURE_WORDS}:
             reason = f"line 1: column {', '.join(unknown)} stands beside assessment, which says it"
         raise UsageError(path, reason, f"remove it; known are {', '.join(sorted(allowed))}")
-    return names
 
 
 def _gather(
-    path: Path, text: str, measures: Sequence[str], acceptable_from: int | None
+    table: Table, measures: Sequence[str], acceptable_from: int | None
 ) -> dict[str, _Gathered]:
     """Rows by image, in the order of the table."""
+    path = table.path
+    _check_header(path, table.columns, measures)
     gathered: dict[str, _Gathered] = {}
-    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header = _header(path, next(rows, []), measures)
-    while True:
-        try:
-            row = next(rows, None)
-        except csv.Error as error:
-            raise _wrong(
-                path, rows.line_num, None, f"is not CSV ({error})", "correct it"
-            ) from error
-        if row is None:
-            return gathered
-        if not row:
-            continue
-        line = rows.line_num
-        if len(row) != len(header):
-            raise _wrong(
-                path, line, None, f"{len(row)} cells, not {len(header)}", "quote cells with commas"
-            )
-        cells = {name: cell.strip() for name, cell in zip(header, row, strict=True)}
-        for name, cell in cells.items():
-            if not cell:
-                raise _wrong(path, line, name, "is empty", "fill it in, or remove the row")
+    for row in table.rows:
+        line, cells = row.line, dict(row.cells)
         judgment = _judgment(path, line, cells.pop("judgment"), acceptable_from)
         image, who = cells.pop("image"), cells.pop("reader")
         one = gathered.setdefault(image, _Gathered(line, cells))
         for name, cell in cells.items():
             if one.cells[name] != cell:
                 reason = f"differs from line {one.line}, which is of the same image"
-                raise _wrong(path, line, name, reason, "give each image one value")
+                raise wrong(path, line, name, reason, "give each image one value")
         if who in one.judgments:
             reason = f"this reader judged this image on line {one.judgments[who][1]} already"
-            raise _wrong(path, line, "reader", reason, "keep one of the two judgments")
+            raise wrong(path, line, "reader", reason, "keep one of the two judgments")
         one.judgments[who] = (judgment, line)
+    return gathered
 
 
 def _judgment(path: Path, line: int, cell: str, acceptable_from: int | None) -> int:
@@ -300,7 +267,7 @@ def _judgment(path: Path, line: int, cell: str, acceptable_from: int | None) -> 
     if word in _FORCED_CHOICE:
         reason = "a forced choice (2AFC) says which image is better, not what is acceptable"
         mend = "have readers judge each image as acceptable or not, or score it"
-    raise _wrong(path, line, "judgment", reason, mend)
+    raise wrong(path, line, "judgment", reason, mend)
 
 
 def _own_facts(
@@ -316,7 +283,7 @@ def _own_facts(
         for name in ("modality", "body_part"):
             if name in cells and not _CODE.fullmatch(cells[name]):
                 reason = f"'{cells[name][:20]}' is no DICOM code"
-                raise _wrong(path, line, name, reason, "write it as in the header: CT, HEAD")
+                raise wrong(path, line, name, reason, "write it as in the header: CT, HEAD")
         _check_modality(path, line, base, cells.get("modality"))
         stated = cells.get("network", network)
         if "network" in cells and network is not None:
@@ -338,9 +305,9 @@ def _number(path: Path, line: int, name: str, cell: str) -> float:
     value = float(cell) if _NUMBER.fullmatch(cell) else math.nan
     if not math.isfinite(value):
         mend = "write a number with a decimal point"
-        raise _wrong(path, line, name, f"'{cell[:20]}' is no number", mend)
+        raise wrong(path, line, name, f"'{cell[:20]}' is no number", mend)
     if name == DISTANCE and value < 0.0:
-        raise _wrong(path, line, name, f"a distance of {cell[:20]}", "it is at least 0")
+        raise wrong(path, line, name, f"a distance of {cell[:20]}", "it is at least 0")
     return value
 
 
@@ -351,7 +318,7 @@ def _network(path: Path, line: int, stated: str) -> tuple[str, str]:
     name, _, version = stated.partition(" ")
     if name not in BACKBONES:
         reason = f"'{stated[:20]}' is no network"
-        raise _wrong(path, line, "network", reason, f"take one of {', '.join(BACKBONES)}")
+        raise wrong(path, line, "network", reason, f"take one of {', '.join(BACKBONES)}")
     return name, version.strip() or BACKBONES[name].version
 
 
@@ -376,14 +343,14 @@ def _recorded_facts(
         before = first.setdefault(assessment.assessment_id, line)
         if before != line:
             reason = f"is that of line {before}, which is of another image"
-            raise _wrong(path, line, "assessment", reason, "give each image its own")
+            raise wrong(path, line, "assessment", reason, "give each image its own")
     facts = {}
     for image, assessment in found.items():
         line = gathered[image].line
         history = beside.get(assessment.assessment_id)
         if history is None or history.superseded_by is not None:
             state = "is not in the chain" if history is None else "was superseded"
-            raise _wrong(path, line, "assessment", state, "name the one that holds now")
+            raise wrong(path, line, "assessment", state, "name the one that holds now")
         facts[image] = _facts_of(path, line, assessment, base, measures, gathered[image].cells)
     return facts
 
@@ -408,11 +375,11 @@ def _facts_of(
     reference, metric = assessment.inputs.reference, assessment.metric
     if assessment.base_lpips_score is None or reference is None or metric is None:
         mend = "leave the image out, or assess it again"
-        raise _wrong(path, line, "assessment", "it was not assessable", mend)
+        raise wrong(path, line, "assessment", "it was not assessable", mend)
     if assessment.profile is None or assessment.profile.sha256 != base.sha256:
         reason = f"it was not measured under the profile {base.name} {base.version} as it is now"
         mend = f"assess again with --profile {base.name}, or name another --base"
-        raise _wrong(path, line, "assessment", reason, mend)
+        raise wrong(path, line, "assessment", reason, mend)
     _check_modality(path, line, base, reference.modality)
     measured = {**assessment.metrics, DISTANCE: assessment.base_lpips_score}
     values = {}
@@ -420,7 +387,7 @@ def _facts_of(
         value = measured.get(name)
         if value is None:
             mend = "leave the image out, or calibrate another measure"
-            raise _wrong(path, line, "assessment", f"it holds no {name}", mend)
+            raise wrong(path, line, "assessment", f"it holds no {name}", mend)
         values[name] = value
     return _Facts(
         values=values,
@@ -435,7 +402,7 @@ def _check_modality(path: Path, line: int, base: Profile, modality: str | None) 
     if modality and base.modalities and modality.strip().upper() not in base.modalities:
         reason = f"{modality[:16]}, and the profile {base.name} is for {', '.join(base.modalities)}"
         mend = "make one table for each modality, or name another --base"
-        raise _wrong(path, line, "modality", reason, mend)
+        raise wrong(path, line, "modality", reason, mend)
 
 
 def _one_network(
@@ -446,15 +413,10 @@ def _one_network(
         if one.network != first:
             reason = "another network than on the first lines: their distances do not compare"
             mend = "measure all images with one network"
-            raise _wrong(path, gathered[image].line, "network", reason, mend)
+            raise wrong(path, gathered[image].line, "network", reason, mend)
     return first
 
 
 def _unacceptable(against: Sequence[bool], rule: Rule) -> bool:
     """Whether the readers together refuse; with a majority rule, a tie refuses (fail closed)."""
     return any(against) if rule == "any" else 2 * sum(against) >= len(against)
-
-
-def _wrong(path: Path, line: int, column: str | None, reason: str, mend: str) -> UsageError:
-    where = f"line {line}" if column is None else f"line {line}, column {column}"
-    return UsageError(path, f"{where}: {reason}", mend)

@@ -210,15 +210,3 @@ def test_the_command_refuses_what_the_data_cannot_support(tmp_path: Path) -> Non
     assert CliRunner().invoke(app, less).exit_code == 0
     other = CliRunner().invoke(app, [str(few), "--base", "few", "--out", str(tmp_path / "x.toml")])
     assert isinstance(other.exception, UsageError)
-
-
-def test_the_command_says_what_is_not_installed(
-    tmp_path: Path, table: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("medqa.cli.calibration.find_spec", lambda _: None)
-    app = typer.Typer()
-    app.command()(command)
-    given = [str(table), "--base", "ct", "--out", str(tmp_path / "site.toml")]
-    refused = CliRunner().invoke(app, given)
-    assert isinstance(refused.exception, UsageError)
-    assert "medqa[calibrate]" in str(refused.exception)
