@@ -440,7 +440,7 @@ class Assessment(_Record):
     """The record of one comparison. Scores are None where the verdict is `not_assessable`."""
 
     assessment_id: str
-    """A random UUID."""
+    """A UUID: random, or of a batch, made from what was asked."""
     created_at: AwareDatetime
     """When it was judged, in UTC."""
     medqa_version: str

@@ -43,7 +43,7 @@ from medqa.thresholds import (
 from medqa.transforms import check_pixels, displays, match
 from medqa.verdict import judge
 
-__all__ = ["Progress", "assess", "image_input", "run"]
+__all__ = ["Progress", "assess", "image_input", "judge_job", "metric_ref", "run"]
 
 PathLike = str | os.PathLike[str]
 T = TypeVar("T")
@@ -124,6 +124,56 @@ def assess(
     )
 
 
+def judge_job(
+    job: Job,
+    key: bytes | None = None,
+    *,
+    network: GrayLPIPS | None = None,
+    progress: Progress | None = None,
+) -> Assessment:
+    """Do a job without recording it: read its files and assess.
+
+    Parameters
+    ----------
+    key
+        Of the identifiers' codes in the record (`Store.key`); None leaves them out.
+    network
+        The job's network, where it is loaded already.
+    progress
+        Called with the slices done and their number.
+
+    Raises
+    ------
+    UsageError
+        The profile or the weights cannot be used: nothing was judged.
+    """
+    network = network or GrayLPIPS(
+        job.backbone, precision=job.precision, device=choose_device(job.device)
+    )
+    named = None if job.profile is None else load(job.profile)
+    context = _Context(named, network, key, job.origin, job.correlation_id)
+    reference = candidate = None
+    try:
+        reference = read(job.reference)
+        candidate = read(job.candidate)
+    except NotAssessableError as error:
+        return _refused(context, error, reference, candidate)
+    profile = _profile(named, reference, job.task)
+    if job.require_calibrated:
+        check_calibrated(profile)
+    return _assess(
+        replace(context, profile=profile),
+        profile,
+        reference,
+        candidate,
+        job.masks,
+        job.annotations,
+        job.resample,
+        job.plane_stride,
+        progress,
+    )
+
+
 def run(
     job: Job,
     store: Store | None = None,
@@ -137,43 +187,16 @@ def run(
     ----------
     store
         Where to record; None records nothing.
-    network
-        The job's network, where it is loaded already.
-    progress
-        Called with the slices done and their number.
+    network, progress
+        As `judge_job`.
 
     Raises
     ------
     UsageError
         The profile, the weights or the store cannot be used: nothing was judged or recorded.
     """
-    network = network or GrayLPIPS(
-        job.backbone, precision=job.precision, device=choose_device(job.device)
-    )
-    named = None if job.profile is None else load(job.profile)
     key = None if store is None else store.key
-    context = _Context(named, network, key, job.origin, job.correlation_id)
-    reference = candidate = None
-    try:
-        reference = read(job.reference)
-        candidate = read(job.candidate)
-    except NotAssessableError as error:
-        assessment = _refused(context, error, reference, candidate)
-    else:
-        profile = _profile(named, reference, job.task)
-        if job.require_calibrated:
-            check_calibrated(profile)
-        assessment = _assess(
-            replace(context, profile=profile),
-            profile,
-            reference,
-            candidate,
-            job.masks,
-            job.annotations,
-            job.resample,
-            job.plane_stride,
-            progress,
-        )
+    assessment = judge_job(job, key, network=network, progress=progress)
     if store is not None:
         store.add(assessment, supersedes=job.supersedes, reason=job.reason, actor=job.actor)
     return assessment
@@ -229,7 +252,7 @@ def _assess(
                 stride=plane_stride,
                 aggregate=profile.aggregate.slices,
             )
-        metric = _metric(context)
+        metric = metric_ref(context.profile, network)
         judgement = judge(scores, profile, metric.relative_error, metric.region_relative_error)
         gated = [gate.measure for gate in profile.measures.gates]
         pictures = evidence(network, reference, moved, shown, scores, regions, gated)
@@ -283,7 +306,7 @@ def _refused(
         medqa_version=__version__,
         inputs=_inputs(context, reference, candidate, regions),
         profile=profile and profile.ref,
-        metric=_metric(context),
+        metric=metric_ref(profile, context.network),
         limits=profile.limit_records if profile else (),
         clinical_suitability=ClinicalSuitability(
             suitable_for_diagnosis=False, suitable_for_screening=False, requires_expert_review=False
@@ -371,8 +394,15 @@ def _measures(profile: Profile) -> tuple[list[str], dict[str, str]]:
     return run, missing
 
 
-def _metric(context: _Context) -> MetricRef:
-    weights, profile = context.network.weights, context.profile
+def metric_ref(profile: Profile | None, network: GrayLPIPS) -> MetricRef:
+    """Return what a record says of the network: near a profile's limits, its error, if it has one.
+
+    Parameters
+    ----------
+    profile
+        The thresholds; None before an image is read.
+    """
+    weights = network.weights
     own = profile is not None and profile.metric.backbone == weights.backbone
     near = profile.metric.relative_error.get(weights.backbone, 0.0) if profile else 0.0
 
@@ -385,8 +415,8 @@ def _metric(context: _Context) -> MetricRef:
         weights_sha256=weights.sha256,
         relative_error=error(weights.relative_error),
         region_relative_error=error(weights.region_relative_error),
-        precision=str(context.network.dtype).removeprefix("torch."),
-        device=context.network.device.type,
+        precision=str(network.dtype).removeprefix("torch."),
+        device=network.device.type,
     )
 
 

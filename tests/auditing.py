@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import secrets
-import sqlite3
-from collections.abc import Sequence
-from contextlib import closing
 from datetime import UTC, datetime, timedelta, timezone
-from typing import Any
 
-import pytest
+from databases import plain
 
 from medqa.assessment import (
     Assessment,
@@ -21,6 +17,8 @@ from medqa.assessment import (
     Reason,
     Verdict,
 )
+
+__all__ = ["REFUSED", "assessment", "image", "plain"]
 
 REFUSED = "the audit record cannot be changed"
 
@@ -75,17 +73,6 @@ def not_assessable() -> Assessment:
         verdict="not_assessable",
         reasons=(Reason(text="unreadable"),),
     )
-
-
-def plain(url: str, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-    """What anybody with the database's own client could do: no code of medqa takes part."""
-    if "://" not in url:
-        with closing(sqlite3.connect(url, isolation_level=None)) as connection:
-            return connection.execute(statement, values).fetchall()
-    psycopg = pytest.importorskip("psycopg")
-    with psycopg.connect(url, autocommit=True) as connection:
-        cursor = connection.execute(statement.replace("?", "%s"), values or None)
-        return list(cursor.fetchall()) if cursor.description else []
 
 
 def drop_triggers(url: str) -> None:

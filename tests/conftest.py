@@ -11,6 +11,9 @@ from typing import Any
 
 import hypothesis
 import pytest
+from databases import postgresql, server, sqlite, url
+
+__all__ = ["postgresql", "server", "sqlite", "url"]  # fixtures of every test
 
 # The same examples in every run, and no time limit on a busy machine.
 hypothesis.settings.register_profile("medqa", derandomize=True, deadline=None)

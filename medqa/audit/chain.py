@@ -21,6 +21,7 @@ from medqa.errors import StoreError
 __all__ = [
     "KINDS",
     "SEARCH_COLUMNS",
+    "SIGNABLE",
     "ZERO",
     "Entry",
     "assessment_body",
@@ -32,8 +33,11 @@ __all__ = [
 
 #: What stands where the first entry has no predecessor.
 ZERO = "0" * 64
-#: `genesis` is the first entry and names the database; the others speak of one assessment.
-KINDS = ("genesis", "assessment", "signature", "quality")
+#: `genesis` is the first entry and names the database.
+KINDS = ("genesis", "assessment", "signature", "quality", "approval")
+#: What may be signed: an assessment, whose record has a table of its own, and an approval of a
+#: codec, whose body is its record.
+SIGNABLE = ("assessment", "approval")
 #: Columns of the table of assessments that its entry in the chain repeats: all but `record`.
 SEARCH_COLUMNS = (
     "sequence",

@@ -14,7 +14,6 @@ from medqa.audit.files import new_file
 from medqa.audit.journal import Stored, chain
 from medqa.audit.store import Store
 from medqa.audit.tables import entries
-from medqa.errors import StoreError
 
 __all__ = ["Format", "export"]
 
@@ -49,8 +48,7 @@ def export(store: Store, file: Path, form: Format, since: str | None = None) -> 
     Raises
     ------
     StoreError
-        The database cannot be read, the file is there already or cannot be written, or
-        Parquet is asked for and pyarrow is not installed.
+        The database cannot be read, or the file is there already or cannot be written.
     """
     write = {"jsonl": _write_jsonl, "csv": _write_csv, "parquet": _write_parquet}[form]
     with store.reading() as connection, new_file(file) as temporary:
@@ -86,13 +84,9 @@ def _write_csv(file: Path, flat: Iterator[dict[str, Any]]) -> int:
 
 
 def _write_parquet(file: Path, flat: Iterator[dict[str, Any]]) -> int:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise StoreError(
-            "Parquet", "pyarrow is not installed", "pip install 'medqa[export]'"
-        ) from error
+    import pyarrow  # here: it takes a while
+    from pyarrow import parquet
+
     schema = pyarrow.schema(
         [(name, getattr(pyarrow, _NUMBERS.get(name, "string"))()) for name in COLUMNS]
     )

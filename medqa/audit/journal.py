@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Text, and_, func, insert, select, text, type_coerce
 from sqlalchemy.engine import Connection
 
-from medqa.audit.chain import SEARCH_COLUMNS, ZERO, Entry
+from medqa.audit.chain import SEARCH_COLUMNS, SIGNABLE, ZERO, Entry
 from medqa.audit.database import database_time
 from medqa.audit.tables import assessments, entries
 
@@ -35,7 +35,7 @@ class Stored:
         Of an assessment: its row in the table of assessments, the search columns by name; None
         where it is missing.
     signed_sha256
-        Of a signature: the digest of the assessment's entry; None where it is missing.
+        Of a signature: the digest of the entry of what it signs; None where that is missing.
     """
 
     entry: Entry
@@ -115,26 +115,31 @@ def chain(connection: Connection, since: str | None = None) -> Iterator[Stored]:
         Only entries recorded at this time or later, written as `Entry.recorded_at` is.
     """
     signed = entries.alias("signed")
+    # The first that has the id: one that was added later under the same id is not what was signed.
+    signed_sha256 = (
+        select(signed.c.sha256)
+        .where(
+            entries.c.kind == "signature",
+            signed.c.kind.in_(SIGNABLE),
+            signed.c.assessment_id == entries.c.assessment_id,
+        )
+        .order_by(signed.c.sequence)
+        .limit(1)
+        .correlate(entries)
+        .scalar_subquery()
+    )
     query = (
         select(
             *entries.c,
             *(column.label(f"assessment_{column.name}") for column in search_columns(connection)),
             assessments.c.record,
-            signed.c.sha256.label("signed_sha256"),
+            signed_sha256.label("signed_sha256"),
         )
         .outerjoin(
             assessments,
             and_(
                 entries.c.kind == "assessment",
                 assessments.c.assessment_id == entries.c.assessment_id,
-            ),
-        )
-        .outerjoin(
-            signed,
-            and_(
-                entries.c.kind == "signature",
-                signed.c.kind == "assessment",
-                signed.c.assessment_id == entries.c.assessment_id,
             ),
         )
         .order_by(entries.c.sequence)

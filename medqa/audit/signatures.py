@@ -1,4 +1,7 @@
-"""Sign-off: a person's statement about one assessment, bound to the digest of its entry."""
+"""Sign-off: a person's statement about one record, bound to the digest of its entry.
+
+A record is an assessment, or the approval of a codec.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,21 @@ from typing import Any, Literal, cast, get_args
 from sqlalchemy import or_, select
 from sqlalchemy.engine import Connection
 
-from medqa.audit.chain import SEARCH_COLUMNS, Entry, assessment_body, canonical
+from medqa.audit.chain import SEARCH_COLUMNS, SIGNABLE, Entry, assessment_body, canonical
 from medqa.audit.journal import append, search_columns
-from medqa.audit.store import Store, find
+from medqa.audit.store import Store, find_signable
 from medqa.audit.tables import assessments, entries
 from medqa.errors import StoreError
 
-__all__ = ["MEANINGS", "History", "Meaning", "Signature", "histories", "sign"]
+__all__ = [
+    "MEANINGS",
+    "History",
+    "Meaning",
+    "Signature",
+    "histories",
+    "is_own_approval",
+    "sign",
+]
 
 Meaning = Literal["reviewed", "approved", "rejected"]
 MEANINGS: tuple[Meaning, ...] = get_args(Meaning)
@@ -24,7 +35,7 @@ MEANINGS: tuple[Meaning, ...] = get_args(Meaning)
 
 @dataclass(frozen=True)
 class Signature:
-    """What somebody said of an assessment.
+    """What somebody said of a record.
 
     Parameters
     ----------
@@ -35,7 +46,7 @@ class Signature:
     comment
         Why, in that person's words.
     signed_sha256
-        Digest of the assessment's entry, as it was when it was signed.
+        Digest of the record's entry, as it was when it was signed.
     """
 
     meaning: Meaning
@@ -48,14 +59,15 @@ class Signature:
 
 @dataclass(frozen=True)
 class History:
-    """What was recorded about an assessment beside it.
+    """What was recorded about an assessment or an approval beside it.
 
     Parameters
     ----------
     entry
         Its own entry in the chain.
     supersedes, superseded_by
-        Ids of the assessment that it corrects, and of the one that corrects it.
+        Ids of the assessment that it corrects, and of the one that corrects it; approvals have
+        none.
     signatures
         The oldest first.
     """
@@ -67,13 +79,13 @@ class History:
 
 
 def sign(
-    store: Store, assessment_id: str, meaning: Meaning, comment: str, *, actor: str | None = None
+    store: Store, record_id: str, meaning: Meaning, comment: str, *, actor: str | None = None
 ) -> Entry:
-    """Sign an assessment; a later signature stands beside an earlier one, it replaces none.
+    """Sign an assessment or an approval; a later signature replaces no earlier one.
 
     Parameters
     ----------
-    assessment_id
+    record_id
         Its id, or the beginning of it.
     comment
         Why, in words that name no patient.
@@ -83,15 +95,15 @@ def sign(
     Raises
     ------
     StoreError
-        There is no such assessment, it is not what was recorded, it is superseded, or there is
+        There is no such record, it is not what was recorded, it is superseded, or there is
         no comment.
     """
     if meaning not in MEANINGS:
         raise StoreError(meaning, "is not what a signature can mean", f"use {', '.join(MEANINGS)}")
     if not comment.strip():
-        raise StoreError(assessment_id, "the comment is empty", "say why")
+        raise StoreError(record_id, "the comment is empty", "say why")
     with store.writing() as connection:
-        whole_id = find(connection, assessment_id, store.url_for_people)[0]
+        whole_id = find_signable(connection, record_id, store.url_for_people)
         history = _histories(connection, [whole_id]).get(whole_id)
         if history is None or not _is_as_recorded(connection, history.entry):
             raise StoreError(
@@ -109,10 +121,13 @@ def sign(
         return append(connection, "signature", whole_id, body, actor=actor, reason=comment)
 
 
-def histories(store: Store, assessment_ids: Sequence[str]) -> dict[str, History]:
-    """Return what was recorded about assessments (whole ids), by id, as far as they are there."""
+def histories(store: Store, record_ids: Sequence[str]) -> dict[str, History]:
+    """Return what was recorded about assessments and approvals (whole ids), by id.
+
+    What is not there is left out.
+    """
     with store.reading() as connection:
-        return _histories(connection, assessment_ids)
+        return _histories(connection, record_ids)
 
 
 def _histories(connection: Connection, ids: Sequence[str]) -> dict[str, History]:
@@ -132,7 +147,7 @@ def _histories(connection: Connection, ids: Sequence[str]) -> dict[str, History]
         superseded_by[older] = newer
     found: dict[str, History] = {}
     for one, recorded in about.items():
-        own = [entry for entry in recorded if entry.kind == "assessment"]
+        own = [entry for entry in recorded if entry.kind in SIGNABLE]
         if own:
             found[one] = History(
                 own[0],
@@ -141,6 +156,15 @@ def _histories(connection: Connection, ids: Sequence[str]) -> dict[str, History]
                 tuple(_signature(entry) for entry in recorded if entry.kind == "signature"),
             )
     return found
+
+
+def is_own_approval(entry: Entry) -> bool:
+    """Whether the entry of an approval has its own digest and holds an approval of its id."""
+    try:
+        said = json.loads(entry.body)
+        return entry.digest() == entry.sha256 and said["approval_id"] == entry.assessment_id
+    except (StoreError, ValueError, TypeError, KeyError):
+        return False
 
 
 def _signature(entry: Entry) -> Signature:
@@ -156,6 +180,8 @@ def _signature(entry: Entry) -> Signature:
 
 
 def _is_as_recorded(connection: Connection, entry: Entry) -> bool:
+    if entry.kind == "approval":
+        return is_own_approval(entry)
     row = connection.execute(
         select(*search_columns(connection), assessments.c.record).where(
             assessments.c.assessment_id == entry.assessment_id

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC
 from functools import cached_property
@@ -30,7 +30,7 @@ from medqa.audit.keys import pseudonym, pseudonym_key, pseudonym_keys
 from medqa.audit.tables import assessments, entries
 from medqa.errors import StoreError
 
-__all__ = ["Store", "find"]
+__all__ = ["Store", "find", "find_approval", "find_signable"]
 
 _PREFIX_LENGTH = 8  # of an assessment's id, like an abbreviated git commit
 
@@ -99,6 +99,10 @@ class Store:
             lock(connection)
             yield connection
 
+    def changing(self) -> AbstractContextManager[Connection]:
+        """Transaction that changes the queue, beside which others may append."""
+        return transaction(self._engine, readonly=False)
+
     def add(
         self,
         assessment: Assessment,
@@ -106,6 +110,7 @@ class Store:
         supersedes: str | None = None,
         reason: str | None = None,
         actor: str | None = None,
+        beside: Callable[[Connection], None] = lambda _connection: None,
     ) -> Entry:
         """Add an assessment, durably, in one transaction.
 
@@ -117,6 +122,8 @@ class Store:
             Why, in words that name no patient.
         actor
             Who; None takes the environment's ``MEDQA_USER``, else the operating system's account.
+        beside
+            What else is written in the same transaction: both stand, or neither does.
 
         Returns
         -------
@@ -153,6 +160,7 @@ class Store:
                 "record": record,
             }
             connection.execute(insert(assessments).values(**row))
+            beside(connection)
             columns = {name: row[name] for name in SEARCH_COLUMNS}
             columns["created_at"] = created_at.strftime("%Y-%m-%d %H:%M:%S.%f")
             return append(
@@ -265,6 +273,53 @@ def find(connection: Connection, assessment_id: str, subject: str) -> tuple[str,
             "give the whole id" if found else f"see what {subject} holds",
         )
     return found[0][0], found[0][1]
+
+
+def find_approval(connection: Connection, approval_id: str, subject: str) -> str:
+    """Id of the approval of this id, or of the only id that begins so (8 characters at least).
+
+    Raises
+    ------
+    StoreError
+        There is none, or more than one.
+    """
+    ids = _approval_ids(connection, approval_id)
+    if len(ids) != 1:
+        raise StoreError(
+            approval_id,
+            "is the beginning of more than one approval" if ids else "is no approval",
+            "give the whole id" if ids else f"see what {subject} holds with medqa approvals list",
+        )
+    return ids[0]
+
+
+def find_signable(connection: Connection, record_id: str, subject: str) -> str:
+    """Id of the assessment or approval of this id, or of the only id that begins so.
+
+    Raises
+    ------
+    StoreError
+        There is none, or more than one.
+    """
+    approvals = _approval_ids(connection, record_id)
+    if not approvals:
+        return find(connection, record_id, subject)[0]
+    column = assessments.c.assessment_id
+    begins = func.substr(column, 1, len(record_id)) == record_id
+    if len(approvals) > 1 or connection.scalar(select(column).where(begins).limit(1)) is not None:
+        raise StoreError(record_id, "is the beginning of more than one record", "give the whole id")
+    return approvals[0]
+
+
+def _approval_ids(connection: Connection, approval_id: str) -> list[str]:
+    """Return ids of approvals: this one, or those that begin so, two at most."""
+    column = entries.c.assessment_id
+    query = select(column).where(entries.c.kind == "approval").distinct()
+    whole = connection.scalars(query.where(column == approval_id)).all()
+    if whole or len(approval_id) < _PREFIX_LENGTH:
+        return list(whole)
+    begins = func.substr(column, 1, len(approval_id)) == approval_id
+    return list(connection.scalars(query.where(begins).limit(2)))
 
 
 def _check_not_superseded(connection: Connection, assessment_id: str) -> None:

@@ -1,4 +1,4 @@
-"""The two tables: assessments to search, and the chain that every kind of entry stands in."""
+"""The tables: assessments to search, the chain of every kind of entry, and the jobs that wait."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sqlalchemy import (
     Text,
 )
 
-__all__ = ["METADATA", "assessments", "entries"]
+__all__ = ["METADATA", "assessments", "entries", "jobs"]
 
 METADATA = MetaData()
 _NUMBER = BigInteger().with_variant(Integer, "sqlite")
@@ -63,4 +63,28 @@ Index(
     unique=True,
     postgresql_where=entries.c.kind == "assessment",
     sqlite_where=entries.c.kind == "assessment",
+)
+
+#: The queue (`medqa.queue`): work, not record, so its rows change.
+jobs = Table(
+    "jobs",
+    METADATA,
+    Column("job_id", Text, primary_key=True),
+    Column("key", Text, nullable=False, unique=True),
+    Column("state", Text, nullable=False),
+    Column("job", Text),
+    Column("origin", Text),
+    Column("correlation_id", Text),
+    Column("results", Text),
+    Column("attempts", Integer, nullable=False),
+    Column("enqueued_at", Double, nullable=False),
+    Column("due_at", Double, nullable=False),
+    Column("leased_until", Double),
+    Column("worker", Text),
+    Column("reason", Text),
+    Column("finished_at", Double),
+    Column("assessment_id", Text),
+    Column("delivered_at", Double),
+    Index("jobs_state_due", "state", "due_at"),
+    Index("jobs_origin_state", "origin", "state"),
 )

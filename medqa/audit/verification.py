@@ -4,15 +4,16 @@
 2. Each entry's digest is that of its content (changed, renumbered and swapped entries).
 3. Each entry names the digest of the one before it (inserted and replaced entries).
 4. Each assessment in the table is what its entry says, column by column and the record's text.
-5. Each signature is about the assessment's entry as it stands.
-6. The tables hold no row beside those.
-7. A checkpoint's entry is in the chain, with that digest (a chain cut at its end or made anew).
+5. Each approval is about itself, and no other has its id.
+6. Each signature is about the entry of an assessment or an approval as it stands.
+7. The tables hold no row beside those.
+8. A checkpoint's entry is in the chain, with that digest (a chain cut at its end or made anew).
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from sqlalchemy import and_, exists, func, select
@@ -88,6 +89,7 @@ class _Walk:
     signatures: int = 0
     sequence: int = 0
     sha256: str = ZERO
+    approvals: set[str] = field(default_factory=set)
 
 
 def verify(
@@ -185,8 +187,15 @@ def _fault(walk: _Walk, stored: Stored) -> Fault | None:
         walk.assessments += 1
     elif entry.kind == "signature":
         if stored.signed_sha256 is None or _said(entry, "signed_sha256") != stored.signed_sha256:
-            return fault("it signs another assessment than the one recorded")
+            return fault("it signs another record than the one that stands here")
         walk.signatures += 1
+    elif entry.kind == "approval":
+        approval_id = entry.assessment_id
+        if approval_id is None or _said(entry, "approval_id") != approval_id:
+            return fault("it is an approval of another id than its own")
+        if approval_id in walk.approvals:
+            return fault("an approval of this id was recorded before")
+        walk.approvals.add(approval_id)
     elif entry.kind == "genesis":
         walk.database = _said(entry, "database")
     walk.sequence, walk.sha256 = entry.sequence, entry.sha256

@@ -7,9 +7,11 @@ import secrets
 import pytest
 from auditing import REFUSED, assessment, plain
 
+from medqa.assessment import Job
 from medqa.audit import Store, sign, verify
 from medqa.audit.roles import grants
 from medqa.errors import StoreError
+from medqa.queue import counts, enqueue, finish, lease
 
 
 @pytest.fixture
@@ -48,6 +50,20 @@ def test_a_writer_adds_and_does_not_sign(roles: dict[str, str]) -> None:
         with pytest.raises(StoreError, match="row-level security"):
             sign(store, "record-0002", "approved", "fine")
         assert verify(store).entries == 2
+
+
+def test_a_writer_has_the_queue_and_a_reader_looks_at_it(roles: dict[str, str]) -> None:
+    job = Job(reference="r", candidate="c")
+    with Store.open(roles["writer"]) as store:
+        enqueue(store, job, "k")
+        leased = lease(store, "w")
+        assert leased is not None
+        one = assessment()
+        store.add(one, beside=lambda c: finish(c, leased, one.assessment_id))
+    with Store.open(roles["reader"], readonly=True) as store:
+        assert counts(store)["done"] == 1
+    with pytest.raises(Exception, match="permission denied"):
+        plain(roles["reader"], "DELETE FROM jobs")
 
 
 def test_a_reviewer_signs_under_their_own_name(roles: dict[str, str]) -> None:

@@ -113,7 +113,7 @@ def test_verify_names_what_was_changed(filled: str, tmp_path: Path) -> None:
     plain(filled, "UPDATE assessments SET verdict = 'diagnostic' WHERE verdict = 'unsuitable'")
     found = audit("verify", "--db", filled)
     assert found.code == 1
-    assert "entry 3, assessment record-0003" in found.out
+    assert "entry 3, record record-0003" in found.out
     assert "changed: verdict" in found.out
     assert audit("checkpoint", "--out", tmp_path / "kept.json", "--db", filled).code == 2
     assert not (tmp_path / "kept.json").exists()

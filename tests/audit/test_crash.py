@@ -34,7 +34,7 @@ with Store.open(sys.argv[1]) as store:
 
 def start(url: str) -> subprocess.Popen[str]:
     return subprocess.Popen(  # noqa: S603
-        [sys.executable, "-c", WRITER, url, str(Path(__file__).parent)],
+        [sys.executable, "-c", WRITER, url, str(Path(__file__).parents[1])],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -83,7 +83,7 @@ with Store.open(sys.argv[1]) as store:
 def test_a_full_disk_refuses_and_leaves_the_record_whole(sqlite: str) -> None:
     """By the limit of a file's size, which the kernel enforces as it does the disk's."""
     done = subprocess.run(  # noqa: S603
-        [sys.executable, "-c", FILLER, sqlite, str(Path(__file__).parent)],
+        [sys.executable, "-c", FILLER, sqlite, str(Path(__file__).parents[1])],
         check=True,
         capture_output=True,
         text=True,

@@ -169,7 +169,7 @@ def test_down_is_refused_where_it_would_lose_what_was_recorded(
 def test_blank_database_is_migrated_once(url: str) -> None:
     for _ in range(2):
         Store.open(url).close()
-        assert plain(url, "SELECT version_num FROM medqa_schema_version") == [("0002",)]
+        assert plain(url, "SELECT version_num FROM medqa_schema_version") == [(SCHEMA_REVISION,)]
         assert plain(url, "SELECT kind FROM audit_entries") == [("genesis",)]
 
 

@@ -24,7 +24,7 @@ from datetime import UTC
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "audit"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from auditing import assessment, plain
 
 from medqa.audit import Store, verify

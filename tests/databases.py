@@ -1,18 +1,31 @@
-"""The two databases: SQLite, and PostgreSQL in a throw-away cluster, where it is installed."""
+"""The two databases of the tests: SQLite, and PostgreSQL in a throw-away cluster, if installed."""
 
 from __future__ import annotations
 
 import os
 import socket
+import sqlite3
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from auditing import plain
+
+__all__ = ["plain", "postgresql", "server", "sqlite", "url"]
+
+
+def plain(url: str, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+    """What anybody with the database's own client could do: no code of medqa takes part."""
+    if "://" not in url:
+        with closing(sqlite3.connect(url, isolation_level=None)) as connection:
+            return connection.execute(statement, values).fetchall()
+    psycopg = pytest.importorskip("psycopg")
+    with psycopg.connect(url, autocommit=True) as connection:
+        cursor = connection.execute(statement.replace("?", "%s"), values or None)
+        return list(cursor.fetchall()) if cursor.description else []
 
 
 @pytest.fixture(scope="session")
