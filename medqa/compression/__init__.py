@@ -1,0 +1,1 @@
+"""Lossy compression: codecs, approvals, and DICOM objects made under an approval."""
