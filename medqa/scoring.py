@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,13 +25,13 @@ from medqa.assessment import (
     WindowScore,
 )
 from medqa.image import Image, Region
-from medqa.lpips import GrayLPIPS
+from medqa.lpips import Differences, Features, GrayLPIPS
 from medqa.metrics import MEASURES
 from medqa.metrics.bands import Bands
 from medqa.planes import planes
 from medqa.transforms import Display, pixels_of
 
-__all__ = ["AGGREGATES", "evidence", "score", "score_planes"]
+__all__ = ["AGGREGATES", "Stack", "evidence", "score", "score_candidates", "score_planes"]
 
 AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
     # Linear interpolation between the two nearest slices (NumPy's default).
@@ -41,6 +42,9 @@ AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
 
 # Pixels shown at a time: eight slices of 512 x 512.
 _BATCH_PIXELS = 8 * 512 * 512
+# Largest slice whose features are kept for the next candidate: 100 MB by `gray`, and as much again
+# for every further display.
+_KEPT_PIXELS = 2048 * 2048
 # Slices to look at: the worst ones, and the worst of as many regions.
 _WORST_SLICES = 3
 _WORST_REGIONS = 5
@@ -62,6 +66,84 @@ class _Shown:
     display: Display
     reference: Tensor
     candidate: Tensor
+
+
+class Stack(Protocol):
+    """Slices of a candidate, made when they are asked for; an array is one too."""
+
+    def __getitem__(self, batch: slice, /) -> NDArray[Any]:
+        """(n, rows, columns) modality values of these slices."""
+        ...
+
+
+class _Tally:
+    """Everything measured of one candidate so far, batch after batch in order."""
+
+    def __init__(
+        self,
+        network: GrayLPIPS,
+        shape: tuple[int, int, int],
+        displays: Sequence[Display],
+        regions: Sequence[Region],
+        measures: Sequence[str],
+    ) -> None:
+        self._network, self._shape = network, shape
+        self._displays, self._regions, self._names = displays, regions, measures
+        self._pathology = [region for region in regions if region.kind == "pathology"]
+        self._distances: dict[str, list[float]] = {display.name: [] for display in displays}
+        self._companions: dict[str, dict[str, list[float]]] = {
+            name: {display.name: [] for display in displays} for name in measures
+        }
+        self._masked: list[float] = []
+        self._found: list[list[_Found]] = [[] for _ in regions]
+
+    def add(self, view: _Shown, differences: Differences, batch: slice) -> None:
+        """Take slices `batch` under one display, compared."""
+        window = view.display.name
+        self._distances[window] += differences.distance().tolist()
+        for name, values in _measure(self._names, view.reference, view.candidate):
+            self._companions[name][window] += values
+        if any(_shared(region, batch) for region in self._regions):
+            maps = differences.map()[:, 0].cpu().numpy()
+            for region, places in zip(self._regions, self._found, strict=True):
+                places += _inside(region, maps, batch, window)
+        for index in range(self._shape[0])[batch]:
+            mask = _union(self._pathology, index, self._shape)
+            if mask.any():
+                at = slice(index - batch.start, index - batch.start + 1)
+                inside = torch.from_numpy(mask)[None, None]
+                both = view.reference[at] * inside, view.candidate[at] * inside
+                self._masked.append(float(self._network(*both)))
+
+    def scores(self, aggregate: str) -> Scores:
+        """Return the scores of all slices, once all were added."""
+        windows = tuple(
+            WindowScore(
+                name=display.name,
+                low=display.low,
+                high=display.high,
+                lpips=AGGREGATES[aggregate](self._distances[display.name]),
+            )
+            for display in self._displays
+        )
+        worst = [
+            (region.kind, _worst(region, places))
+            for region, places in zip(self._regions, self._found, strict=True)
+        ]
+        return Scores(
+            windows=windows,
+            slices=tuple(_slice_score(index, self._distances) for index in range(self._shape[0])),
+            base_lpips=max(window.lpips for window in windows),
+            aggregate=aggregate,
+            components=tuple(one for kind, one in worst if kind == "pathology"),
+            annotations=tuple(one for kind, one in worst if kind == "annotation"),
+            coverage=_coverage(self._pathology, self._shape) if self._pathology else None,
+            masked_lpips=max(self._masked) if self._masked else None,
+            measures={
+                name: _measure_score(name, by_window, aggregate)
+                for name, by_window in self._companions.items()
+            },
+        )
 
 
 @torch.inference_mode()
@@ -96,63 +178,79 @@ def score(
     progress
         Called with the number of slices done since the last call.
     """
-    slices = range(reference.shape[0])
-    pathology = [region for region in regions if region.kind == "pathology"]
-    distances: dict[str, list[float]] = {display.name: [] for display in displays}
-    companions: dict[str, dict[str, list[float]]] = {
-        name: {display.name: [] for display in displays} for name in measures
-    }
-    masked: list[float] = []
-    found: list[list[_Found]] = [[] for _ in regions]
-
+    tally = _Tally(network, reference.shape, displays, regions, measures)
     for batch, views in _ahead(reference, candidate, displays, pin=network.device.type == "cuda"):
         for view in views:
-            window = view.display.name
-            differences = network.compare(view.reference, view.candidate)
-            distances[window] += differences.distance().tolist()
-            for name, values in _measure(measures, view.reference, view.candidate):
-                companions[name][window] += values
-            if any(_shared(region, batch) for region in regions):
-                maps = differences.map()[:, 0].cpu().numpy()
-                for region, places in zip(regions, found, strict=True):
-                    places += _inside(region, maps, batch, window)
-            for index in slices[batch]:
-                mask = _union(pathology, index, reference.shape)
-                if mask.any():
-                    at = slice(index - batch.start, index - batch.start + 1)
-                    inside = torch.from_numpy(mask)[None, None]
-                    both = view.reference[at] * inside, view.candidate[at] * inside
-                    masked.append(float(network(*both)))
-        progress(len(slices[batch]))
+            tally.add(view, network.compare(view.reference, view.candidate), batch)
+        progress(len(range(reference.shape[0])[batch]))
+    return tally.scores(aggregate)
 
-    windows = tuple(
-        WindowScore(
-            name=display.name,
-            low=display.low,
-            high=display.high,
-            lpips=AGGREGATES[aggregate](distances[display.name]),
-        )
-        for display in displays
-    )
-    worst = [_worst(region, places) for region, places in zip(regions, found, strict=True)]
-    return Scores(
-        windows=windows,
-        slices=tuple(_slice_score(index, distances) for index in slices),
-        base_lpips=max(window.lpips for window in windows),
-        aggregate=aggregate,
-        components=tuple(
-            one for one, region in zip(worst, regions, strict=True) if region.kind == "pathology"
-        ),
-        annotations=tuple(
-            one for one, region in zip(worst, regions, strict=True) if region.kind == "annotation"
-        ),
-        coverage=_coverage(pathology, reference.shape) if pathology else None,
-        masked_lpips=max(masked) if masked else None,
-        measures={
-            name: _measure_score(name, by_window, aggregate)
-            for name, by_window in companions.items()
-        },
-    )
+
+@torch.inference_mode()
+def score_candidates(
+    network: GrayLPIPS,
+    reference: Image,
+    candidates: Sequence[Stack],
+    displays: Sequence[Display],
+    regions: Sequence[Region] = (),
+    *,
+    measures: Sequence[str] = (),
+    aggregate: str = "p95",
+    progress: Callable[[int], object] = lambda _slices: None,
+) -> tuple[Scores, ...]:
+    """Measure several candidates of one reference, whose features are computed once.
+
+    One slice is in memory at a time, of each candidate only while it is its turn: a candidate may
+    be made when it is asked for. A slice that is the reference's, as displayed, costs nothing and
+    has distance 0.
+
+    Parameters
+    ----------
+    candidates
+        Modality values on the grid of the reference: an array of (slices, rows, columns), or
+        anything that gives (n, rows, columns) for a slice. Each is asked for every slice once, in
+        order; the candidates in turn.
+
+    Others are as of `score`.
+
+    Returns
+    -------
+    For each candidate what `score` gives, to 1e-5 relative: reference and candidate go through the
+    network apart and slice by slice, not in one batch, and so are rounded in another order.
+    """
+    tallies = [_Tally(network, reference.shape, displays, regions, measures) for _ in candidates]
+    for index in range(reference.shape[0]):
+        batch = slice(index, index + 1)
+        values = reference.pixels[batch]
+        padding = None if reference.padding is None else reference.padding[batch]
+        one = replace(reference, pixels=values, padding=padding)
+        against: dict[str, Callable[[Tensor], Differences]] = {}
+        for candidate, tally in zip(candidates, tallies, strict=True):
+            both = pixels_of(one, Image(candidate[batch]), slice(None))
+            for display in displays:
+                view = _Shown(display, *display(*both))
+                if display.name not in against:
+                    against[display.name] = _against(network, view.reference)
+                tally.add(view, against[display.name](view.candidate), batch)
+        progress(1)
+    return tuple(tally.scores(aggregate) for tally in tallies)
+
+
+def _against(network: GrayLPIPS, reference: Tensor) -> Callable[[Tensor], Differences]:
+    """Return what compares slices with one of a reference, (1, 1, rows, columns)."""
+    # What is kept of a slice is as large as the slice is: of a large one it is computed again,
+    # tile by tile.
+    keep = reference.shape[2] * reference.shape[3] <= _KEPT_PIXELS
+    features: Features | None = None
+
+    def compare(candidate: Tensor) -> Differences:
+        nonlocal features
+        if not keep or torch.equal(reference, candidate):
+            return network.compare(reference, candidate)  # nothing is computed of what is equal
+        features = features or network.features(reference)
+        return network.differences(features, candidate)
+
+    return compare
 
 
 @torch.inference_mode()

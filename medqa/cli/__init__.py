@@ -6,6 +6,7 @@ Heavy imports stand inside the functions that need them: `medqa --help` answers 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -13,14 +14,22 @@ import typer
 
 from medqa._version import __version__
 from medqa.cli.adaptation import adapt
+from medqa.cli.anchors import anchor, guidelines
 from medqa.cli.assessment import assess
 from medqa.cli.audit import audit_app
+from medqa.cli.batch import batch
 from medqa.cli.calibration import calibrate
+from medqa.cli.compression import approvals_app, check_compression, compress
+from medqa.cli.compression_study import compression
+from medqa.cli.detectability import detectability
+from medqa.cli.enhancement import denoising, super_resolution
+from medqa.cli.forwarding import forward
 from medqa.cli.images import inspect, pair, render
 from medqa.cli.monitoring import gallery_app, monitor
 from medqa.cli.options import Db, WeightsFolder
 from medqa.cli.profiles import profiles_app
 from medqa.cli.quality import qc
+from medqa.cli.queue import queue_app, worker
 from medqa.cli.weights import weights_app
 from medqa.errors import MedqaError
 
@@ -36,6 +45,10 @@ Examples:
   medqa assess t1.nii.gz t1_superresolved.nii.gz --profile mr --json
 
   medqa pair originals/ compressed/
+
+  medqa batch pairs.csv --out results
+
+  medqa study compression images/ --out study
 """
 
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
@@ -48,8 +61,28 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings=_CONTEXT,
 )
-for command in (assess, inspect, pair, render, qc, monitor, calibrate, adapt):
+study_app = typer.Typer(
+    help="Many comparisons, and the decision that follows.", no_args_is_help=True
+)
+_COMMANDS: tuple[Callable[..., None], ...] = (
+    *(assess, batch, inspect, pair, render, compress, check_compression, guidelines),
+    *(qc, monitor, calibrate, adapt, worker),
+)
+_STUDIES: tuple[Callable[..., None], ...] = (
+    compression,
+    denoising,
+    super_resolution,
+    detectability,
+    anchor,
+)
+for command in _COMMANDS:
     app.command()(command)
+for command in _STUDIES:
+    study_app.command()(command)
+audit_app.command("forward")(forward)
+app.add_typer(study_app, name="study")
+app.add_typer(approvals_app, name="approvals")
+app.add_typer(queue_app, name="queue")
 app.add_typer(gallery_app, name="gallery")
 app.add_typer(profiles_app, name="profiles")
 app.add_typer(weights_app, name="weights")

@@ -38,6 +38,10 @@ class FormatName(StrEnum):
 AssessmentId = Annotated[
     str, typer.Argument(metavar="ID", help="Id of an assessment, or the beginning of it.")
 ]
+SignedId = Annotated[
+    str,
+    typer.Argument(metavar="ID", help="Id of an assessment or an approval, or the beginning of it."),
+]
 SigningKey = Annotated[
     Path | None,
     typer.Option(
@@ -183,7 +187,7 @@ def _verification_lines(found: Verification, where: str) -> list[str]:
         return [f"WHOLE: {where}: {counts}signatures. Last digest {found.sha256}"]
     fault = found.fault
     place = "outside the chain" if fault.sequence is None else f"entry {fault.sequence}"
-    about = f", assessment {fault.assessment_id}" if fault.assessment_id else ""
+    about = f", record {fault.assessment_id}" if fault.assessment_id else ""
     return [
         f"NOT WHOLE: {where}: {place}{about}: {fault.what}",
         f"Good before it: {counts}signatures.",
@@ -222,7 +226,7 @@ def audit_public_key(key: SigningKey = None) -> None:
 
 @audit_app.command("sign")
 def audit_sign(
-    assessment_id: AssessmentId,
+    assessment_id: SignedId,
     meaning: Annotated[MeaningName, typer.Option(help="What the signature stands for.")],
     comment: Annotated[
         str, typer.Option(metavar="TEXT", help="Why; name no patient, it cannot be removed.")
@@ -230,7 +234,7 @@ def audit_sign(
     db: Db = None,
     user: User = None,
 ) -> None:
-    """Sign an assessment off."""
+    """Sign an assessment or an approval off."""
     from medqa.audit import Store, sign
 
     with Store.open(db) as store:

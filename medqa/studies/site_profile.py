@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import datetime
-import json
-import os
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from medqa.errors import UsageError
+from medqa.studies import profile_files
 from medqa.studies.calibration import Calibration
 from medqa.studies.calibration_page import page
+from medqa.studies.profile_files import LimitRow, limit_tables, lines, place, region_limits
 from medqa.studies.readers import DISTANCE, ReaderStudy
-from medqa.thresholds import SCHEMA_VERSION, Gate, Profile, load
+from medqa.thresholds import SCHEMA_VERSION, Gate, Profile
 
 __all__ = ["check_new", "site_profile", "write"]
-
-_PATHOLOGY_SHARE = 0.8  # of the diagnostic limit; the textbook rule of the shipped profiles
 
 
 def check_new(out: Path) -> None:
@@ -28,11 +24,7 @@ def check_new(out: Path) -> None:
     UsageError
         One of them is there, or the name does not end in ``.toml``.
     """
-    if out.suffix != ".toml":
-        raise UsageError(out, "does not end in .toml, as a profile must", "name it site-ct.toml")
-    for path in (out, out.with_suffix(".html")):
-        if path.exists():
-            raise UsageError(path, "is there already", "name another file: keep what was used")
+    profile_files.check_new(out, ".html")
 
 
 def write(
@@ -68,32 +60,7 @@ def write(
     text = site_profile(
         base, study, calibrations, name=out.stem, version=version, title=title, date=date
     )
-    other = out.with_suffix(".html")
-    # Under a name that ends as profiles do, so that it is validated as it will be.
-    parts = {one: one.with_name(f".{uuid.uuid4().hex}{one.suffix}") for one in (other, out)}
-    placed: list[Path] = []
-    try:
-        try:
-            parts[out].write_text(text, "utf-8")
-            profile = load(str(parts[out]))
-            parts[other].write_bytes(page(profile, base, study, calibrations))
-            for path, part in parts.items():
-                os.link(part, path)  # which, unlike a rename, fails where there is one
-                placed.append(path)
-        except BaseException:
-            for path in placed:
-                path.unlink()
-            raise
-        finally:
-            for part in parts.values():
-                part.unlink(missing_ok=True)
-    except OSError as error:
-        raise UsageError(
-            out,
-            f"cannot be written ({error.strerror or error})",
-            "name a new file in a folder that you may write to",
-        ) from error
-    return load(str(out))
+    return place(out, text, ".html", lambda profile: page(profile, base, study, calibrations))
 
 
 def site_profile(
@@ -117,7 +84,7 @@ def site_profile(
     by_measure = {one.measure: one for one in calibrations}
     distance = by_measure.get(DISTANCE)
     tables = [
-        _lines(
+        lines(
             schema_version=SCHEMA_VERSION,
             extends=base.name,
             name=name,
@@ -132,7 +99,7 @@ def site_profile(
     if study.network and study.network != (base.metric.backbone, base.metric.version):
         backbone, network_version = study.network
         # No study of the networks that imitate the base's says how near they are to this one.
-        table = _lines(backbone=backbone, version=network_version, guard_band=[])
+        table = lines(backbone=backbone, version=network_version, guard_band=[])
         tables.append(f"[metric]\n{table}")
     gated = [one for one in calibrations if one.measure != DISTANCE]
     if gated:
@@ -182,9 +149,9 @@ def _measures(
             status="calibrated",
         )
     run = list(dict.fromkeys((*base.measures.run, *gates)))
-    tables = (_lines(**gate.model_dump()) for gate in gates.values())
+    tables = (lines(**gate.model_dump()) for gate in gates.values())
     return [
-        f"[measures]\n{_lines(run=run)}",
+        f"[measures]\n{lines(run=run)}",
         *(f"[[measures.gates]]\n{table}" for table in tables),
     ]
 
@@ -195,26 +162,12 @@ def _limits(base: Profile, study: ReaderStudy, one: Calibration, date: datetime.
     if one.youden.limit < diagnostic:
         reason = f"the diagnostic limit, as this is stricter: {_youden(study, one)}"
         screening = (diagnostic, reason, "calibrated", date)
-    limits = {
+    limits: dict[str, LimitRow] = {
         "diagnostic": (diagnostic, _guarantee(study, one), "calibrated", date),
         "screening": screening,
     }
-    for name, rule, share in (
-        ("pathology", "0.8 x the diagnostic limit", _PATHOLOGY_SHARE),
-        ("annotation", "the diagnostic limit", 1.0),
-    ):
-        old = getattr(base.limits, name)
-        value = float(f"{share * diagnostic:.4g}")
-        limits[name] = (
-            (value, f"textbook rule: {rule}; no region was judged by itself", "provisional", date)
-            if value < old.value
-            else (old.value, old.source, old.status, old.date)
-        )
-    tables = []
-    for name, (value, source, status, dated) in limits.items():
-        table = _lines(value=value, unit="LPIPS", source=source, date=dated, status=status)
-        tables.append(f"[limits.{name}]\n{table}")
-    return tables
+    limits |= region_limits(base, diagnostic, date, "no region was judged by itself")
+    return limit_tables(limits)
 
 
 def _guarantee(study: ReaderStudy, one: Calibration) -> str:
@@ -262,14 +215,3 @@ def _interval(low: float | None, high: float | None) -> str:
     if low is None or high is None:
         return "no interval"
     return f"{_percent(low)} to {_percent(high)}"
-
-
-def _lines(**values: object) -> str:
-    """Key-value lines of TOML, whose strings may be written as JSON's."""
-
-    def written(value: object) -> str:
-        if isinstance(value, datetime.date):
-            return value.isoformat()
-        return json.dumps(value, ensure_ascii=False)
-
-    return "\n".join(f"{key} = {written(value)}" for key, value in values.items())
