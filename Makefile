@@ -4,7 +4,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-SYSTEM_PACKAGES := dcmtk dicom3tools postgresql rsyslog rsyslog-gnutls
+SYSTEM_PACKAGES := chromium dcmtk dicom3tools orthanc orthanc-dicomweb postgresql rsyslog rsyslog-gnutls
 
 .PHONY: demo test docs format clean
 

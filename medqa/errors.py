@@ -7,6 +7,7 @@
     │   ├── ProfileError          unknown, invalid or unsuitable thresholds profile
     │   ├── WeightsError          a network's weights are missing or are not the pinned ones
     │   └── StoreError            the audit database cannot be opened, read or written
+    │       └── ConflictError         it already holds what this would contradict
     └── NotAssessableError    the input cannot be judged: recorded as `not_assessable`
         ├── ReadError             a file cannot be read as an image
         ├── RegionError           a mask or annotation cannot be used on this image
@@ -17,6 +18,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "ConflictError",
     "MedqaError",
     "MismatchError",
     "NotAssessableError",
@@ -73,6 +75,10 @@ class WeightsError(UsageError):
 
 class StoreError(UsageError):
     """The audit database cannot be opened, read or written."""
+
+
+class ConflictError(StoreError):
+    """The record already holds what this would contradict; trying again does not help."""
 
 
 class NotAssessableError(MedqaError):

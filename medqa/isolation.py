@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,7 +35,10 @@ _WORDS = ("reason", "mend", "detail")
 
 
 def decode_isolated(
-    path: str | os.PathLike[str], *, seconds: float = 60.0, memory_bytes: int = 4 * 2**30
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    seconds: float = 60.0,
+    memory_bytes: int = 4 * 2**30,
 ) -> Image:
     """Read an image as `medqa.read` does, in a process that may fail.
 
@@ -61,13 +65,21 @@ def decode_isolated(
     """
     if os.name != "posix":
         raise UsageError("isolation", "needs a POSIX system", "use medqa.read")
-    path = Path(path).absolute()
+    asked: str | list[str]
+    if isinstance(path, (str, os.PathLike)):
+        path = Path(path).absolute()
+        asked = str(path)
+    else:
+        asked = [str(Path(one).absolute()) for one in path]
+        if not asked:
+            raise ReadError("the image", "has no files", "name at least one")
+        path = Path(asked[0])  # which errors name
     with tempfile.TemporaryDirectory(prefix="medqa-") as folder, tempfile.TemporaryFile() as answer:
         call = [sys.executable, "-P", "-m", "medqa.isolation"]
         try:
             done = subprocess.run(  # noqa: S603 (no shell, our own interpreter)
-                [*call, str(path), str(math.ceil(seconds)), str(memory_bytes)],
-                stdin=subprocess.DEVNULL,
+                [*call, str(math.ceil(seconds)), str(memory_bytes)],
+                input=json.dumps(asked).encode(),
                 stdout=answer,
                 stderr=subprocess.DEVNULL,
                 cwd=folder,
@@ -282,17 +294,18 @@ def _told(cause: MedqaError | MemoryError, path: str, memory_bytes: int) -> Medq
     return ReadError(path, reason, "allow more memory")
 
 
-def _main(path: str, seconds: str, memory_bytes: str) -> None:
+def _main(seconds: str, memory_bytes: str) -> None:
     """Read in the child: the answer goes where standard output was, which libraries print to."""
     from medqa.reader import read
 
+    path = json.loads(sys.stdin.buffer.read())
     answer = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     _limit(int(seconds), int(memory_bytes))
     try:
         _write(read(path), answer)
     except (MedqaError, MemoryError) as cause:
-        error = _told(cause, path, int(memory_bytes))
+        error = _told(cause, path if isinstance(path, str) else path[0], int(memory_bytes))
         header = {"error": type(error).__name__, "subject": error.subject}
         header |= {word: getattr(error, word) for word in _WORDS}
         answer.seek(0)

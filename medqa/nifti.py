@@ -42,7 +42,7 @@ from medqa.nifti_files import (
     unpack,
 )
 
-__all__ = ["is_nifti", "read_nifti"]
+__all__ = ["Grid", "is_nifti", "read_nifti", "turn_of"]
 
 #: How much larger a voxel is along one axis than along both others where slices were acquired
 #: across that axis. The root of two: no ratio of round sizes is so near to it that the rounding
@@ -93,7 +93,7 @@ class _Layout:
 
 
 @dataclass(frozen=True, eq=False)
-class _Grid:
+class Grid:
     """Where voxels lie.
 
     `affine` takes (x, y, z) to RAS mm; where the position is not `known`, by the sizes alone.
@@ -134,7 +134,7 @@ def read_nifti(path: Path) -> Image:
         paths, header, before = opened(path)
         layout = _layout(header, path)
         grid = _grid(header, layout.shape[:3], path)
-        turn = _turn(grid, layout.shape[:3])
+        turn = turn_of(grid, layout.shape[:3])
         x, y, z, volumes = layout.shape
         count = (x, y, z)[int(np.flatnonzero(turn[:, 0] == 0)[0])]
         _check_slices(count * volumes, x * y * z // count, path)
@@ -215,7 +215,7 @@ def _check_scale(layout: _Layout, path: Path) -> None:
         raise ReadError(path, reason, "save it with values nearer to 0")
 
 
-def _grid(header: Any, shape: tuple[int, int, int], path: Path) -> _Grid:
+def _grid(header: Any, shape: tuple[int, int, int], path: Path) -> Grid:
     """Where the voxels lie, from the transform that gives the geometry of the patient."""
     unit = _MM.get(int(header["xyzt_units"]) & 7)
     if unit is None:
@@ -225,7 +225,7 @@ def _grid(header: Any, shape: tuple[int, int, int], path: Path) -> _Grid:
         affine = _affine(header, shape, to_mm, path)
         if affine is not None:
             _check_affine(affine, path)
-            return _Grid(affine, known=True)
+            return Grid(affine, known=True)
         sizes = _sizes(header, shape)
         if not (np.isfinite(sizes).all() and (sizes >= 0).all()):
             raise ReadError(path, "has a voxel size that is negative or no number", DAMAGED)
@@ -233,7 +233,7 @@ def _grid(header: Any, shape: tuple[int, int, int], path: Path) -> _Grid:
         # Taken to run left, anterior and superior, as nibabel takes it.
         affine = to_mm @ np.diag([-1.0, 1.0, 1.0, 1.0] * np.append(sizes if sized else [1] * 3, 1))
         _check_affine(affine, path)
-        return _Grid(affine, known=False, sized=sized)
+        return Grid(affine, known=False, sized=sized)
 
 
 def _affine(
@@ -310,7 +310,7 @@ def _check_affine(affine: NDArray[np.float64], path: Path) -> None:
         raise ReadError(path, reason + "they would lie outside the room", DAMAGED)
 
 
-def _turn(grid: _Grid, shape: tuple[int, int, int]) -> NDArray[Any]:
+def turn_of(grid: Grid, shape: tuple[int, int, int]) -> NDArray[Any]:
     """Orientation that takes (x, y, z) to (slice, row, column)."""
     nearest = io_orientation(grid.affine)
     thick = _thick(grid, shape)
@@ -318,7 +318,7 @@ def _turn(grid: _Grid, shape: tuple[int, int, int]) -> NDArray[Any]:
     return np.asarray(ornt_transform(nearest, axcodes2ornt(_DISPLAY[across])))
 
 
-def _thick(grid: _Grid, shape: tuple[int, int, int]) -> int | None:
+def _thick(grid: Grid, shape: tuple[int, int, int]) -> int | None:
     """Axis of the array that slices were acquired across, where there is clearly one.
 
     The only axis with a single voxel; else the one with clearly the largest. dim_info says it

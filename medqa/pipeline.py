@@ -43,7 +43,7 @@ from medqa.thresholds import (
 from medqa.transforms import check_pixels, displays, match
 from medqa.verdict import judge
 
-__all__ = ["Progress", "assess", "image_input", "judge_job", "metric_ref", "run"]
+__all__ = ["Progress", "assess", "image_input", "judge_job", "metric_ref", "refuse", "run"]
 
 PathLike = str | os.PathLike[str]
 T = TypeVar("T")
@@ -130,6 +130,7 @@ def judge_job(
     *,
     network: GrayLPIPS | None = None,
     progress: Progress | None = None,
+    read: Callable[[str | tuple[str, ...]], Image] = read,
 ) -> Assessment:
     """Do a job without recording it: read its files and assess.
 
@@ -141,6 +142,9 @@ def judge_job(
         The job's network, where it is loaded already.
     progress
         Called with the slices done and their number.
+    read
+        What reads the two images: `medqa.read`, or `medqa.isolation.decode_isolated` where
+        strangers send them.
 
     Raises
     ------
@@ -289,6 +293,17 @@ def _assess(
     )
     assessment._evidence = pictures
     return assessment
+
+
+def refuse(
+    profile: Profile,
+    network: GrayLPIPS,
+    error: NotAssessableError,
+    reference: Image | None = None,
+    candidate: Image | None = None,
+) -> Assessment:
+    """Return the record that an error leaves, for callers that find one before `assess` does."""
+    return _refused(_Context(profile, network), error, reference, candidate)
 
 
 def _refused(

@@ -228,3 +228,10 @@ os._exit(0)
 def test_reading_does_not_load_torch() -> None:
     code = "import medqa.isolation, medqa.reader, sys; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)  # noqa: S603
+
+
+def test_the_files_of_a_series_are_read_too(shared_data: Path) -> None:
+    files = sorted((shared_data / "ct/liver_3slice_with_SEG").glob("0*.dcm"))
+    assert differences(read(files), decode_isolated(files)) == []
+    with pytest.raises(ReadError, match="has no files"):
+        decode_isolated([])

@@ -347,4 +347,4 @@ def test_no_aggregate_hides_a_ruined_slice(worst: float, error: float | None, ve
 def test_small_limits_are_not_rounded_away() -> None:
     strict = load("ct-head-compression").model_copy(update={"measures": Measures(run=())})
     reason = judge(scores(0.0031), strict).reasons[0]
-    assert "0.0031 is above the diagnostic limit 0.0007" in reason.text
+    assert "distance 0.00310 is above the diagnostic limit 0.00054" in reason.text

@@ -28,7 +28,7 @@ from medqa.audit.files import data_folder
 from medqa.audit.journal import account_here, append
 from medqa.audit.keys import pseudonym, pseudonym_key, pseudonym_keys
 from medqa.audit.tables import assessments, entries
-from medqa.errors import StoreError
+from medqa.errors import ConflictError, StoreError
 
 __all__ = ["Store", "find", "find_approval", "find_signable"]
 
@@ -327,7 +327,7 @@ def _check_not_superseded(connection: Connection, assessment_id: str) -> None:
         select(assessments.c.assessment_id).where(assessments.c.supersedes == assessment_id)
     )
     if by is not None:
-        raise StoreError(assessment_id, f"is superseded by {by} already", f"supersede {by}")
+        raise ConflictError(assessment_id, f"is superseded by {by} already", f"supersede {by}")
 
 
 def _try_to_insert(connection: Connection, table: Table) -> None:

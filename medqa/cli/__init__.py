@@ -22,14 +22,19 @@ from medqa.cli.calibration import calibrate
 from medqa.cli.compression import approvals_app, check_compression, compress
 from medqa.cli.compression_study import compression
 from medqa.cli.detectability import detectability
+from medqa.cli.dicom_node import dicom_node
+from medqa.cli.dicomweb import dicomweb
 from medqa.cli.enhancement import denoising, super_resolution
 from medqa.cli.forwarding import forward
 from medqa.cli.images import inspect, pair, render
 from medqa.cli.monitoring import gallery_app, monitor
 from medqa.cli.options import Db, WeightsFolder
+from medqa.cli.orthanc import orthanc
 from medqa.cli.profiles import profiles_app
 from medqa.cli.quality import qc
 from medqa.cli.queue import queue_app, worker
+from medqa.cli.serve import keys_app, serve
+from medqa.cli.watch import watch
 from medqa.cli.weights import weights_app
 from medqa.errors import MedqaError
 
@@ -66,7 +71,8 @@ study_app = typer.Typer(
 )
 _COMMANDS: tuple[Callable[..., None], ...] = (
     *(assess, batch, inspect, pair, render, compress, check_compression, guidelines),
-    *(qc, monitor, calibrate, adapt, worker),
+    *(qc, monitor, calibrate, adapt),
+    *(worker, serve, dicom_node, orthanc, dicomweb, watch),
 )
 _STUDIES: tuple[Callable[..., None], ...] = (
     compression,
@@ -83,6 +89,7 @@ audit_app.command("forward")(forward)
 app.add_typer(study_app, name="study")
 app.add_typer(approvals_app, name="approvals")
 app.add_typer(queue_app, name="queue")
+app.add_typer(keys_app, name="web-key")
 app.add_typer(gallery_app, name="gallery")
 app.add_typer(profiles_app, name="profiles")
 app.add_typer(weights_app, name="weights")

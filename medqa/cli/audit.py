@@ -40,7 +40,9 @@ AssessmentId = Annotated[
 ]
 SignedId = Annotated[
     str,
-    typer.Argument(metavar="ID", help="Id of an assessment or an approval, or the beginning of it."),
+    typer.Argument(
+        metavar="ID", help="Id of an assessment or an approval, or the beginning of it."
+    ),
 ]
 SigningKey = Annotated[
     Path | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -12,8 +13,14 @@ import typer
 from medqa.errors import UsageError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from medqa.studies.calibration import Calibration
+    from medqa.studies.discrimination import Discrimination
     from medqa.studies.intervals import Estimate
+
+# What is claimed of refused images; a forced choice refuses none.
+_OF_ACCEPTANCE = ("unacceptable_when", "miss_rate", "miss_weight")
 
 __all__ = ["calibrate"]
 
@@ -26,6 +33,7 @@ class RuleName(StrEnum):
 
 
 def calibrate(
+    context: typer.Context,
     table: Annotated[
         Path, typer.Argument(metavar="TABLE", help="CSV: image, reader, judgment and distance.")
     ],
@@ -72,15 +80,19 @@ def calibrate(
         ),
     ] = None,
 ) -> None:
-    """Set limits from readers' judgments, with a guaranteed miss rate; write a new profile.
+    """Set limits from readers' judgments; write a new profile.
+
+    From judgments of what is acceptable: limits with a guaranteed miss rate. From forced choices
+    (right or wrong): the distance up to which images are hardly told from their originals.
 
     Exit code 0: written. 2: the judgments cannot support the claim, or wrong use.
     """
     from medqa import thresholds
     from medqa.console import show
-    from medqa.console import table as console_table
     from medqa.studies.calibration import Claim
     from medqa.studies.calibration import calibrate as calibrate_measure
+    from medqa.studies.discrimination import discriminate
+    from medqa.studies.discrimination_profile import write as write_choices
     from medqa.studies.readers import DISTANCE, read_study
     from medqa.studies.site_profile import check_new, write
 
@@ -99,23 +111,53 @@ def calibrate(
         network=backbone,
         db=db,
     )
-    found = [calibrate_measure(study, name, claim) for name in study.measures]
     today = datetime.now(UTC).date()
-    profile = write(
-        out,
-        extended,
-        study,
-        found,
-        version=profile_version or today.isoformat(),
-        title=title or f"{extended.title}, calibrated",
-        date=today,
-    )
-    headings = ("measure", "AUC", "limit", "value", "unacceptable pass", "acceptable pass")
-    show(console_table(headings, [row for one in found for row in _rows(one)]))
-    for warning in dict.fromkeys(warning for one in found for warning in one.warnings):
+    version = profile_version or today.isoformat()
+    title = title or f"{extended.title}, calibrated"
+    if study.forced_choice:
+        _check_given(context)
+        choices = discriminate(study, claim.confidence)
+        profile = write_choices(
+            out, extended, study, choices, version=version, title=title, date=today
+        )
+        shown, warnings = _of_choices(choices), choices.warnings
+    else:
+        found = [calibrate_measure(study, name, claim) for name in study.measures]
+        profile = write(out, extended, study, found, version=version, title=title, date=today)
+        shown = _of_acceptance(found)
+        warnings = tuple(warning for one in found for warning in one.warnings)
+    show(shown)
+    for warning in dict.fromkeys(warnings):
         typer.echo(f"Note: {warning}")
     typer.echo(f"profile: {out} ({profile.status})")
     typer.echo(f"page: {out.with_suffix('.html')}")
+
+
+def _check_given(context: typer.Context) -> None:
+    """Refuse options that would change nothing."""
+    for name in _OF_ACCEPTANCE:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(option, "says nothing of forced choices", "leave it out")
+
+
+def _of_choices(found: Discrimination) -> Table:
+    from medqa.console import table
+
+    headings = ("measure", "limit", "75 % right at", "right within the limit", "choices")
+    within = "–" if found.within is None else _words(found.within, "{:.1%}")
+    threshold = f"{found.curve.threshold:.3g}"
+    return table(
+        headings, [("distance", f"{found.limit:g}", threshold, within, str(found.choices))]
+    )
+
+
+def _of_acceptance(found: Sequence[Calibration]) -> Table:
+    from medqa.console import table
+
+    headings = ("measure", "AUC", "limit", "value", "unacceptable pass", "acceptable pass")
+    return table(headings, [row for one in found for row in _rows(one)])
 
 
 def _rows(one: Calibration) -> list[tuple[str, ...]]:

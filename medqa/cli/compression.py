@@ -328,7 +328,13 @@ def _lines(found: Approved) -> list[str]:
     ]
     if approval.guideline is not None:
         guideline = approval.guideline
-        lines.append(f"{guideline.body} accepts up to {guideline.highest_ratio:g}:1")
+        lines.append(
+            f"{guideline.body} accepts up to {guideline.highest_ratio:g}:1 ({guideline.source})"
+        )
+    if approval.lesion is not None:
+        most = approval.highest_auc_loss
+        gate = "decides nothing" if most is None else f"may lose {most:g} of its AUC"
+        lines.append(f"{approval.lesion}: a model observer {gate}")
     if approval.overridden is not None:
         lines.append(f"OVERRIDDEN: {approval.overridden}")
     lines += [

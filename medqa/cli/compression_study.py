@@ -14,6 +14,7 @@ from medqa.errors import UsageError
 if TYPE_CHECKING:
     from medqa.studies.compression.decision import Claim, Decision
     from medqa.studies.compression.planning import Settings
+    from medqa.studies.signals import Signal
 
 __all__ = ["compression"]
 
@@ -51,6 +52,17 @@ def compression(
         str | None,
         typer.Option(metavar="NAME", help="Of images whose header names none: CHEST."),
     ] = None,
+    detectability: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MM,CONTRAST",
+            help="Look for lesions of this width and contrast, in the images' unit: 4,12.",
+        ),
+    ] = None,
+    auc_loss: Annotated[
+        float | None,
+        typer.Option(metavar="AUC", help="What may be lost of their detectability: 0.02."),
+    ] = None,
     override_mammography: Annotated[
         str | None,
         typer.Option(metavar="NAME: REASON", help="Who allows lossy mammograms, and why."),
@@ -79,6 +91,7 @@ def compression(
     """
     from contextlib import nullcontext
     from datetime import UTC, datetime
+    from functools import partial
 
     from medqa.audit import Store
     from medqa.compression.approvals import propose
@@ -88,14 +101,15 @@ def compression(
     from medqa.studies.compression.page import page
     from medqa.studies.compression.pictures import worst_images
     from medqa.studies.compression.planning import plan
-    from medqa.studies.compression.runner import begin, sweep
+    from medqa.studies.compression.runner import answers, begin, sweep
     from medqa.studies.compression.study import approvals_of, conclude, write_tables
 
     # Whatever can be refused is refused before the work, not after it.
     if find_spec("pyarrow") is None:
         raise UsageError("pyarrow", "is not installed", "pip install 'medqa[export]'")
-    settings = _settings(codecs, ratios, profile, backbone.value, body_part)
-    claim = _claim(share, confidence, guideline, override_mammography)
+    lesion = _lesion(detectability, auc_loss)
+    settings = _settings(codecs, ratios, profile, backbone.value, body_part, lesion)
+    claim = _claim(share, confidence, guideline, auc_loss, override_mammography)
     network = GrayLPIPS(settings.backbone)
     planned = plan(images, settings, masks or (), annotations or ())
     begin(out, planned, resume=resume)
@@ -103,7 +117,7 @@ def compression(
         with progress_bar("images") as progress:
             found = sweep(out, planned, jobs or _cores(), progress)
         write_tables(out, [row for number in sorted(found) for row in found[number].rows])
-        study = conclude(planned, found, claim)
+        study = conclude(planned, found, claim, partial(answers, out))
         now = datetime.now(UTC)
         approvals = approvals_of(study, valid_days, now)
         shown = {
@@ -125,7 +139,12 @@ def compression(
 
 
 def _settings(
-    codecs: str, ratios: str, profile: str | None, backbone: str, body_part: str | None
+    codecs: str,
+    ratios: str,
+    profile: str | None,
+    backbone: str,
+    body_part: str | None,
+    lesion: Signal | None,
 ) -> Settings:
     """Raise UsageError where an option means nothing."""
     from medqa import thresholds
@@ -136,19 +155,38 @@ def _settings(
     except ValueError:
         raise UsageError(ratios, "is no list of numbers", "write such as 4,8,15") from None
     names = tuple(dict.fromkeys(one.strip() for one in codecs.split(",") if one.strip()))
-    settings = Settings(names, tuple(numbers), profile, backbone, body_part)
+    settings = Settings(names, tuple(numbers), profile, backbone, body_part, lesion)
     check_settings(settings)
     if profile is not None:
         thresholds.load(profile)
     return settings
 
 
-def _claim(share: float, confidence: float, guideline: str, override: str | None) -> Claim:
+def _lesion(given: str | None, auc_loss: float | None) -> Signal | None:
+    """Raise UsageError where it is none, or where nobody knows what is not to be lost."""
+    from medqa.studies.signals import Signal
+
+    if given is None:
+        if auc_loss is not None:
+            mend = "add --detectability, such as 4,12"
+            raise UsageError("--auc-loss", "does not say of which lesion", mend)
+        return None
+    try:
+        diameter, contrast = map(float, given.split(","))
+    except ValueError:
+        mend = "write such as 4,12 for 4 mm and 12 HU"
+        raise UsageError(given, "is no width and contrast of a lesion", mend) from None
+    return Signal(diameter, contrast)
+
+
+def _claim(
+    share: float, confidence: float, guideline: str, auc_loss: float | None, override: str | None
+) -> Claim:
     from medqa.studies.compression.decision import Claim, check_claim
     from medqa.studies.guidelines import named
 
     chosen = None if guideline.strip().casefold() == "none" else named(guideline)
-    claim = Claim(share, confidence, chosen, None, override)
+    claim = Claim(share, confidence, chosen, auc_loss, override)
     check_claim(claim)
     return claim
 

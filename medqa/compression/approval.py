@@ -99,6 +99,8 @@ class Approval(_Record):
     """Confidence of the share's lower bound."""
     highest_auc_loss: float | None
     """Detectability that may be lost at most; None where it does not gate."""
+    lesion: str | None = None
+    """The lesion whose detectability was measured, in words; None where none was."""
     evidence: tuple[RatioEvidence, ...]
     """Every ratio that was studied, ascending."""
     guideline: GuidelineRef | None

@@ -58,8 +58,13 @@ def check_object(ds: Dataset, source: object) -> None:
     Raises
     ------
     ReadError
-        Colour or floating point, lossy before, big endian, or with what compression would lose.
+        Colour or floating point, lossy before, big endian, with what compression would lose, or
+        without the UIDs that the new object names its original by.
     """
+    for keyword in ("SOPClassUID", "SOPInstanceUID"):
+        if not ds.get(keyword):
+            mend = "give the object as the device made it"
+            raise ReadError(source, f"has no {keyword}, by which it could be named", mend)
     photometric = ds.PhotometricInterpretation
     if "PixelData" not in ds or photometric in COLOURS or int(ds.get("SamplesPerPixel", 1)) != 1:
         reason = "its pixels are not grey whole numbers"

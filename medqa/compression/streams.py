@@ -12,7 +12,7 @@ from importlib import metadata
 from typing import Any, NamedTuple
 
 import imagecodecs
-import jpeg_ls  # type: ignore[import-untyped]  # it ships none
+import jpeg_ls
 import numpy as np
 import openjpeg.utils as openjpeg
 from numpy.typing import NDArray

@@ -16,6 +16,7 @@ one machine.
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -55,6 +56,7 @@ __all__ = [
     "extend",
     "fail",
     "finish",
+    "found",
     "lease",
     "listed",
     "retry",
@@ -70,6 +72,7 @@ MOST_ATTEMPTS = 5
 MOST_WAITING = 10_000
 _BACK_OFF = 15.0  # seconds after the first failure; four times as many after each further one
 _PREFIX_LENGTH = 8
+_BATCH = 500  # ids in a query: databases bound them
 _JOB = TypeAdapter(Job)
 
 
@@ -274,13 +277,15 @@ def finish(connection: Connection, leased: Leased, assessment_id: str) -> None:
     )
 
 
-def fail(store: Store, leased: Leased, reason: str) -> State:
+def fail(store: Store, leased: Leased, reason: str, *, final: bool = False) -> State:
     """Put a job back that could not be done: tried again later, or dead at the last attempt.
 
     Parameters
     ----------
     reason
         Why, in words that name no patient.
+    final
+        It would fail again: it is dead at once.
 
     Raises
     ------
@@ -289,7 +294,7 @@ def fail(store: Store, leased: Leased, reason: str) -> State:
     """
     with store.changing() as connection:
         moment = _now(connection)
-        if leased.attempt >= MOST_ATTEMPTS:
+        if final or leased.attempt >= MOST_ATTEMPTS:
             _set_mine(connection, leased, state="dead", reason=reason, finished_at=moment)
             return "dead"
         later = moment + _BACK_OFF * 4 ** (leased.attempt - 1)
@@ -309,7 +314,9 @@ def retry(store: Store, job_id: str) -> Queued:
         found = _find(connection, job_id)
         if found.state != "dead":
             raise StoreError(job_id, f"is {found.state}, not dead", "retry dead jobs only")
-        _set(connection, found.job_id, state="waiting", attempts=0, due_at=_now(connection))
+        moment = _now(connection)
+        again = {"state": "waiting", "attempts": 0, "due_at": moment, "delivered_at": None}
+        _set(connection, found.job_id, **again)
         return _find(connection, found.job_id)
 
 
@@ -356,6 +363,23 @@ def counts(store: Store) -> dict[State, int]:
     with store.reading() as connection:
         found = {row[0]: row[1] for row in connection.execute(query)}
     return {state: found.get(state, 0) for state in ("waiting", "leased", "done", "dead")}
+
+
+def found(store: Store, job_ids: Sequence[str]) -> dict[str, Queued]:
+    """Return jobs by id, as far as they are there.
+
+    Raises
+    ------
+    StoreError
+        The database cannot be read.
+    """
+    known: dict[str, Queued] = {}
+    with store.reading() as connection:
+        for start in range(0, len(job_ids), _BATCH):
+            some = job_ids[start : start + _BATCH]
+            rows = connection.execute(_shown().where(jobs.c.job_id.in_(some)))
+            known |= {row.job_id: Queued(*row) for row in rows}
+    return known
 
 
 def undelivered(store: Store, origin: str, limit: int = 100) -> tuple[Queued, ...]:

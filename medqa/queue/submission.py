@@ -7,7 +7,10 @@ import os
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
+
+from safetensors import safe_open
 
 from medqa._version import __version__
 from medqa.assessment import Job
@@ -15,7 +18,6 @@ from medqa.audit import Store
 from medqa.errors import UsageError
 from medqa.identity import Engine, profile_digest, record_id, sources
 from medqa.queue.jobs import MOST_WAITING, Queued, enqueue
-from medqa.weights import find
 
 __all__ = ["Spool", "submit"]
 
@@ -91,10 +93,21 @@ def submit(store: Store, spool: Spool, job: Job, most: int = MOST_WAITING) -> tu
     UsageError
         The profile or the weights cannot be used, or the database cannot be written.
     """
-    network = find(job.backbone)
-    engine = Engine(__version__, network.backbone, network.version, network.sha256, job.precision)
-    key = record_id(job, sources(job, store.key), engine, profile_digest(job.profile))
+    key = record_id(job, sources(job, store.key), _engine(job), profile_digest(job.profile))
     return enqueue(store, job, key, str(spool.results(key)), most)
+
+
+def _engine(job: Job) -> Engine:
+    """Say what will measure; without torch where it is the network that medqa ships."""
+    if job.backbone == "gray":
+        shipped = resources.files("medqa.models") / "gray.safetensors"
+        with resources.as_file(shipped) as path, safe_open(path, framework="np") as file:
+            stated = file.metadata()  # the worker checks the tensors against it
+        return Engine(__version__, "gray", stated["version"], stated["sha256"], job.precision)
+    from medqa.weights import find
+
+    network = find(job.backbone)
+    return Engine(__version__, network.backbone, network.version, network.sha256, job.precision)
 
 
 def _sync(folder: Path) -> None:

@@ -7,10 +7,11 @@ import os
 import shutil
 import socket
 import threading
+import traceback
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -20,7 +21,8 @@ import torch
 from medqa.assessment import Assessment, Job
 from medqa.audit import Store
 from medqa.dicom_results import write_dicom
-from medqa.errors import MedqaError, StoreError
+from medqa.errors import ConflictError, MedqaError, StoreError
+from medqa.isolation import decode_isolated
 from medqa.lpips import GrayLPIPS, choose_device
 from medqa.pipeline import judge_job
 from medqa.queue.jobs import (
@@ -33,13 +35,15 @@ from medqa.queue.jobs import (
     finish,
     lease,
 )
+from medqa.queue.kept import write_kept
 from medqa.reader import dicom_files
 from medqa.report import write
 
 __all__ = ["do", "work", "work_many"]
 
 _LOG = logging.getLogger("medqa.worker")
-_IDLE_SECONDS = 1.0  # between two looks at an empty queue
+#: Between two looks at an empty queue.
+IDLE_SECONDS = 1.0
 _TROUBLE_SECONDS = 5.0  # before the next try where the database cannot be reached
 _RESTART_SECONDS = 1.0  # before a worker that died is replaced
 
@@ -74,9 +78,10 @@ def do(store: Store, leased: Leased, networks: Networks) -> State | None:
     job = leased.job
     try:
         with _alive(store, leased):
-            assessment = judge_job(job, store.key, network=networks(job))
+            assessment = judge_job(job, store.key, network=networks(job), read=decode_isolated)
             if leased.results is not None:
-                _write_results(assessment, job, Path(leased.results))
+                with _results(assessment, job, Path(leased.results)):
+                    extend(store, leased)  # no results over those of whoever has the job now
             store.add(
                 assessment,
                 supersedes=job.supersedes,
@@ -84,38 +89,54 @@ def do(store: Store, leased: Leased, networks: Networks) -> State | None:
                 actor=job.actor,
                 beside=lambda connection: finish(connection, leased, assessment.assessment_id),
             )
-    except LeaseLostError as error:
-        _LOG.warning("%s", error)
+    except LeaseLostError:
+        _LOG.warning("job %s: its lease was lost", leased.job_id)
         return None
-    except StoreError:
-        raise
     except MedqaError as error:
-        _LOG.error("%s", error)
-        return fail(store, leased, f"{error.reason}; {error.mend}")
+        if isinstance(error, StoreError) and not isinstance(error, ConflictError):
+            raise
+        # Neither subject nor detail, which may name a patient.
+        _LOG.error("job %s: %s; %s", leased.job_id, error.reason, error.mend)
+        return fail(store, leased, f"{error.reason}; {error.mend}", final=True)
     except Exception as error:
-        _LOG.exception("job %s", leased.job_id)
-        return fail(store, leased, f"an error of medqa's own ({type(error).__name__}); report it")
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(place.filename).name}:{place.lineno}"
+        _LOG.error("job %s: %s in %s", leased.job_id, type(error).__name__, where)
+        words = f"an error of medqa's own ({type(error).__name__} in {where}); report it"
+        return fail(store, leased, words)
     return "done"
 
 
-def work(url: str | None, weights: Path | None, stop: Event, *, until_empty: bool = False) -> None:
-    """Do jobs, one after another, until told to stop: the body of a worker's process."""
+def work(
+    url: str | None,
+    weights: Path | None,
+    stop: Event,
+    *,
+    until_empty: bool = False,
+    idle_seconds: float = IDLE_SECONDS,
+) -> None:
+    """Do jobs, one after another, until told to stop or alone: the body of a worker's process."""
     torch.set_num_threads(1)  # one processor for each worker
     name = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
     networks = Networks(weights)
-    while not stop.is_set():
+    parent = parent_process()
+
+    def told() -> bool:
+        return stop.is_set() or (parent is not None and not parent.is_alive())
+
+    while not told():
         try:
             with Store.open(url) as store:
-                while not stop.is_set():
+                while not told():
                     leased = lease(store, name)
                     if leased is not None:
                         do(store, leased, networks)
                     elif until_empty:
                         return
                     else:
-                        stop.wait(_IDLE_SECONDS)
+                        stop.wait(idle_seconds)
         except StoreError as error:
-            _LOG.error("%s", error)
+            _LOG.error("the database: %s; %s", error.reason, error.mend)
             stop.wait(_TROUBLE_SECONDS)
 
 
@@ -126,6 +147,7 @@ def work_many(
     *,
     stop: threading.Event,
     until_empty: bool = False,
+    idle_seconds: float = IDLE_SECONDS,
 ) -> None:
     """Keep so many workers running until told to stop; each finishes the job that it has begun.
 
@@ -140,13 +162,17 @@ def work_many(
         Folder of the official networks' weights.
     until_empty
         Stop by itself once no job is due.
+    idle_seconds
+        Between two looks at an empty queue.
     """
     context = get_context("spawn")  # a forked torch can hang
     told = context.Event()
 
     def start() -> BaseProcess:
         process = context.Process(
-            target=work, args=(url, weights, told), kwargs={"until_empty": until_empty}
+            target=work,
+            args=(url, weights, told),
+            kwargs={"until_empty": until_empty, "idle_seconds": idle_seconds},
         )
         process.start()
         return process
@@ -168,8 +194,9 @@ def work_many(
             process.join()
 
 
-def _write_results(assessment: Assessment, job: Job, folder: Path) -> None:
-    """Write report, record and DICOM objects; a folder of an earlier try is replaced."""
+@contextmanager
+def _results(assessment: Assessment, job: Job, folder: Path) -> Iterator[None]:
+    """Write report, record and DICOM objects; in place, over an earlier try's, at the end."""
     part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.part")
     try:
         write(assessment, part)
@@ -177,6 +204,8 @@ def _write_results(assessment: Assessment, job: Job, folder: Path) -> None:
         if reference:
             candidate = [] if assessment.inputs.candidate is None else dicom_files(job.candidate)
             write_dicom(assessment, reference, candidate, part / "dicom")
+        write_kept(assessment, job, part, folder.parent.parent / "files")
+        yield
         shutil.rmtree(folder, ignore_errors=True)
         part.replace(folder)
     finally:
@@ -195,7 +224,7 @@ def _alive(store: Store, leased: Leased) -> Iterator[None]:
             except LeaseLostError:
                 return  # the end of the work finds out too
             except StoreError as error:
-                _LOG.warning("%s", error)
+                _LOG.warning("the database: %s; %s", error.reason, error.mend)
 
     beating = threading.Thread(target=beat, daemon=True)
     beating.start()

@@ -29,6 +29,7 @@ __all__ = [
     "Point",
     "calibrate",
     "guaranteed_limit",
+    "just_beyond",
     "most_passable",
     "needed",
     "rank",
@@ -195,7 +196,7 @@ def guaranteed_limit(
             f"judge more until {enough} are unacceptable, or claim less",
         )
     value = values[place - 1] if better == "lower" else values[-place]
-    return _just_beyond(float(value), better), place
+    return just_beyond(float(value), better), place
 
 
 def most_passable(images: Sequence[JudgedImage], measure: str, better: Better) -> list[float]:
@@ -220,7 +221,7 @@ def youden_limit(study: ReaderStudy, measure: str, better: Better, miss_weight: 
     best = np.flatnonzero(np.isclose(index, index.max(), rtol=0.0, atol=1e-12))[-1]
     if np.isinf(values[best]):  # refuses nothing: the least passable image just passes
         return _outermost(study, measure, better)
-    return _just_beyond(float(values[best]), better)
+    return just_beyond(float(values[best]), better)
 
 
 def calibrate(study: ReaderStudy, measure: str, claim: Claim) -> Calibration:
@@ -295,7 +296,7 @@ def _passing(measure: str, limit: float, better: Better) -> Callable[[JudgedImag
     return lambda one: one.values[measure] >= limit
 
 
-def _just_beyond(value: float, better: Better) -> float:
+def just_beyond(value: float, better: Better) -> float:
     """Next number of four digits that `value` does not pass: below it where lower is better."""
     exact = Decimal(repr(value))
     # Of zero the leading digit has no place; any step will do.

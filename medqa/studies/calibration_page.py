@@ -16,7 +16,7 @@ from medqa.studies.intervals import Estimate
 from medqa.studies.readers import DISTANCE, ReaderStudy
 from medqa.thresholds import Profile
 
-__all__ = ["page"]
+__all__ = ["page", "root_ticks", "templates"]
 
 _BAND = 84  # height of a strip in pixels
 _SIDE = 300  # of the ROC in pixels
@@ -64,7 +64,7 @@ def page(
     profile: Profile, base: Profile, study: ReaderStudy, calibrations: Sequence[Calibration]
 ) -> bytes:
     """HTML of the page. It names readers as the table does, and no image and no patient."""
-    template = _templates().get_template("calibration.html")
+    template = templates().get_template("calibration.html")
     warnings = dict.fromkeys(warning for one in calibrations for warning in one.warnings)
     return template.render(
         profile=profile,
@@ -117,13 +117,17 @@ def _strips(study: ReaderStudy, calibration: Calibration) -> _Strips:
 
 
 def _ticks(axis: _Strips) -> tuple[float, ...]:
-    """Round values that stand apart."""
-    if not axis.root:
-        return tuple(axis.low + (axis.high - axis.low) * step / 4 for step in range(5))
-    top = math.floor(math.log10(axis.high))
+    if axis.root:
+        return root_ticks(axis.high)
+    return tuple(axis.low + (axis.high - axis.low) * step / 4 for step in range(5))
+
+
+def root_ticks(high: float) -> tuple[float, ...]:
+    """Round values that stand apart on a square root's axis from 0 to `high`."""
+    top = math.floor(math.log10(high))
     chosen = [0.0]
     for value in (float(f"{digit}e{top + power}") for power in (-2, -1, 0) for digit in (1, 2, 5)):
-        if value <= axis.high and axis.place(value) - axis.place(chosen[-1]) >= _APART:
+        if value <= high and math.sqrt(value / high) - math.sqrt(chosen[-1] / high) >= _APART:
             chosen.append(value)
     return tuple(chosen)
 
@@ -175,7 +179,8 @@ def _estimate(one: Estimate | None, form: str = "share") -> str:
 
 
 @cache
-def _templates() -> jinja2.Environment:
+def templates() -> jinja2.Environment:
+    """Templates of the pages of a calibration, with their helpers."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("medqa"),
         autoescape=True,  # readers' names come from whoever made the table

@@ -10,6 +10,7 @@ import json
 import math
 import tomllib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -21,8 +22,10 @@ from medqa.errors import UsageError
 
 __all__ = [
     "LOSSLESS",
+    "Cap",
     "Guideline",
     "GuidelineRatio",
+    "cap_for",
     "guidelines",
     "highest_ratio",
     "load",
@@ -35,6 +38,14 @@ __all__ = [
 LOSSLESS = 1.0
 
 CodecName = Literal["j2k", "htj2k", "jpegls", "jpegxl", "jpeg"]
+# Of `medqa.compression.codecs`, whose import loads every codec.
+_TITLES: dict[CodecName, str] = {
+    "j2k": "JPEG 2000",
+    "htj2k": "High-Throughput JPEG 2000",
+    "jpegls": "JPEG-LS",
+    "jpegxl": "JPEG XL",
+    "jpeg": "JPEG",
+}
 Text = Annotated[str, Field(min_length=1)]
 CodeString = Annotated[str, Field(pattern=r"^[A-Z0-9_]{1,16}$")]  # DICOM CS, without blanks
 
@@ -134,7 +145,7 @@ def named(name: str) -> Guideline:
 
 
 def row_for(
-    guideline: Guideline, modality: str, body_part: str | None, codec: str
+    guideline: Guideline, modality: str, body_part: str | None, codec: str | None
 ) -> GuidelineRatio | None:
     """Return the figure of a guideline that holds for an image and a codec.
 
@@ -146,7 +157,7 @@ def row_for(
         DICOM Body Part Examined. A figure that names it goes before one for all parts. Where it is
         not known the lowest figure of the modality holds: the image may show any part.
     codec
-        Name of the codec.
+        Name of the codec; None for the lowest figure of any.
 
     Returns
     -------
@@ -156,7 +167,8 @@ def row_for(
     of_kind = [
         row
         for row in guideline.ratios
-        if modality.strip().upper() in row.modalities and codec in (row.codecs or (codec,))
+        if modality.strip().upper() in row.modalities
+        and (codec is None or codec in (row.codecs or (codec,)))
     ]
     fitting = [row for row in of_kind if not part or not row.body_parts or part in row.body_parts]
     if part and any(row.body_parts for row in fitting):
@@ -173,6 +185,44 @@ def highest_ratio(
     """
     row = row_for(guideline, modality, body_part, codec)
     return None if row is None else row.highest
+
+
+@dataclass(frozen=True)
+class Cap:
+    """The ratio that nobody who follows a guideline goes beyond.
+
+    Parameters
+    ----------
+    highest
+        1 where no irreversible compression is accepted.
+    note
+        What is to be said of it, in words; empty where the guideline names the codec or none.
+    """
+
+    highest: float
+    note: str = ""
+
+
+def cap_for(guideline: Guideline, modality: str, body_part: str | None, codec: str) -> Cap | None:
+    """Return what caps the ratio of a codec; of one that a guideline does not name, its lowest.
+
+    A guideline that is older than a codec accepts nothing of it. Its figure for the codecs that it
+    names is then the most that can be said to be in its spirit.
+
+    Parameters as of `row_for`.
+
+    Returns
+    -------
+    None where the guideline has no figure at all for such images.
+    """
+    row = row_for(guideline, modality, body_part, codec)
+    if row is not None:
+        return Cap(row.highest)
+    row = row_for(guideline, modality, body_part, None)
+    if row is None:
+        return None
+    named = " and ".join(_TITLES[name] for name in row.codecs)
+    return Cap(row.highest, f"it names {named} only, and the same figure is applied")
 
 
 def table(

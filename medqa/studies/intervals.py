@@ -14,7 +14,7 @@ from scipy import stats
 
 from medqa.studies.readers import JudgedImage
 
-__all__ = ["Estimate", "resampled", "share"]
+__all__ = ["Estimate", "counted", "resampled", "share"]
 
 _CONFIDENCE = 0.95
 _RESAMPLES = 1000
@@ -94,3 +94,9 @@ def share(images: Sequence[JudgedImage], holds: Callable[[JudgedImage], bool]) -
         value * patients, patients, alpha=1.0 - _CONFIDENCE, method="beta"
     )
     return Estimate(value, float(low), float(high))
+
+
+def counted(count: int, of: int) -> Estimate:
+    """Share with a Clopper–Pearson interval, as if all that were counted were independent."""
+    found = stats.binomtest(count, of).proportion_ci(_CONFIDENCE, method="exact")
+    return Estimate(count / of, float(found.low), float(found.high))

@@ -1,8 +1,9 @@
 """A reader study as a table: which images were judged by whom, and what was measured of them.
 
 One row for each judgment: ``image``, ``reader``, ``judgment`` and either the measured values or
-``assessment``, the id of a recorded assessment. Errors name the line and the column, never an
-image, a patient or a reader.
+``assessment``, the id of a recorded assessment. The judgments of a table are of one kind: whether
+an image is acceptable, or whether a forced choice (2AFC) between it and its original was right.
+Errors name the line and the column, never an image, a patient or a reader.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["DISTANCE", "JudgedImage", "ReaderStudy", "Rule", "read_study"]
 
 Rule = Literal["majority", "any"]
+# What a judgment is: acceptable or not, a score from 1 to 5, or a forced choice right or wrong.
+_Scale = Literal["acceptable", "score", "choice"]
 #: Name of the column, and of the measure, that holds the LPIPS distance.
 DISTANCE = "distance"
 
@@ -37,7 +40,9 @@ _WORDS = {
     **dict.fromkeys(("accept", "acceptable", "yes", "1"), 1),
     **dict.fromkeys(("reject", "unacceptable", "no", "0"), 0),
 }
-_FORCED_CHOICE = {"2afc", "a", "b", "left", "right", "first", "second", "reference", "candidate"}
+_CHOICES = {"right": 1, "wrong": 0}
+# Of a forced choice, but not whether it was right; "right" is taken for the answer, not the side.
+_SIDES = {"2afc", "a", "b", "left", "first", "second", "reference", "candidate", "original"}
 _HIGHEST = 5  # scores run from 1 to this
 
 
@@ -50,9 +55,10 @@ class JudgedImage:
     values
         Measured value by name: `DISTANCE` or a companion measure.
     judgments
-        By reader: 0 (unacceptable) or 1 (acceptable), or a score from 1 to 5.
+        By reader: 0 (unacceptable) or 1 (acceptable), a score from 1 to 5, or 0 (wrong) or 1
+        (right).
     unacceptable
-        What the readers say together, by the rule of the study.
+        What the readers say together, by the rule of the study; of a forced choice always False.
     patient
         Whose image it is; images of one patient are not independent.
     """
@@ -86,6 +92,8 @@ class ReaderStudy:
         Whether the values come from recorded assessments.
     sha256
         SHA-256 of the table's file.
+    forced_choice
+        Whether the judgments say which of two images is the original, and not what is acceptable.
     """
 
     images: tuple[JudgedImage, ...]
@@ -97,6 +105,7 @@ class ReaderStudy:
     rule: Rule
     recorded: bool
     sha256: str
+    forced_choice: bool = False
 
     def accepts(self, judgment: int) -> bool:
         """Whether a single judgment is one of acceptable."""
@@ -156,7 +165,8 @@ def read_study(
 
     # 1. and 2. Header and rows.
     table = read_table(path)
-    gathered = _gather(table, measures, acceptable_from)
+    scale = _scale(table, acceptable_from)
+    gathered = _gather(table, measures, scale)
     if not gathered:
         raise UsageError(path, "holds no judgments", "add a row for each image and reader")
 
@@ -176,9 +186,8 @@ def read_study(
         JudgedImage(
             values=facts[name].values,
             judgments={who: judged for who, (judged, _) in one.judgments.items()},
-            unacceptable=_unacceptable(
-                [judged < lowest for judged, _ in one.judgments.values()], rule
-            ),
+            unacceptable=scale != "choice"
+            and _unacceptable([judged < lowest for judged, _ in one.judgments.values()], rule),
             patient=str(facts[name].patient) if clustered else name,
             modality=facts[name].modality,
             body_part=facts[name].body_part,
@@ -195,6 +204,7 @@ def read_study(
         rule=rule,
         recorded=recorded,
         sha256=table.sha256,
+        forced_choice=scale == "choice",
     )
 
 
@@ -228,16 +238,25 @@ def _check_header(path: Path, names: Sequence[str], measures: Sequence[str]) -> 
         raise UsageError(path, reason, f"remove it; known are {', '.join(sorted(allowed))}")
 
 
-def _gather(
-    table: Table, measures: Sequence[str], acceptable_from: int | None
-) -> dict[str, _Gathered]:
+def _scale(table: Table, acceptable_from: int | None) -> _Scale:
+    """Tell what the judgments of a table are: choices where its first one is."""
+    first = table.rows[0].cells.get("judgment", "") if table.rows else ""
+    if first.casefold() not in _CHOICES:
+        return "acceptable" if acceptable_from is None else "score"
+    if acceptable_from is not None:
+        reason = "its judgments are forced choices, right or wrong, not scores"
+        raise UsageError(table.path, reason, "leave --acceptable-from out")
+    return "choice"
+
+
+def _gather(table: Table, measures: Sequence[str], scale: _Scale) -> dict[str, _Gathered]:
     """Rows by image, in the order of the table."""
     path = table.path
     _check_header(path, table.columns, measures)
     gathered: dict[str, _Gathered] = {}
     for row in table.rows:
         line, cells = row.line, dict(row.cells)
-        judgment = _judgment(path, line, cells.pop("judgment"), acceptable_from)
+        judgment = _judgment(path, line, cells.pop("judgment"), scale)
         image, who = cells.pop("image"), cells.pop("reader")
         one = gathered.setdefault(image, _Gathered(line, cells))
         for name, cell in cells.items():
@@ -251,9 +270,13 @@ def _gather(
     return gathered
 
 
-def _judgment(path: Path, line: int, cell: str, acceptable_from: int | None) -> int:
+def _judgment(path: Path, line: int, cell: str, scale: _Scale) -> int:
     word = cell.casefold()
-    if acceptable_from is None:
+    if scale == "choice":
+        if word in _CHOICES:
+            return _CHOICES[word]
+        mend = "write right or wrong in every row"
+    elif scale == "acceptable":
         if word in _WORDS:
             return _WORDS[word]
         mend = "write accept or reject, yes or no, 1 or 0"
@@ -264,9 +287,12 @@ def _judgment(path: Path, line: int, cell: str, acceptable_from: int | None) -> 
             return int(word)
         mend = f"with --acceptable-from write whole numbers from 1 to {_HIGHEST}"
     reason = f"'{cell[:20]}' is no judgment"
-    if word in _FORCED_CHOICE:
-        reason = "a forced choice (2AFC) says which image is better, not what is acceptable"
-        mend = "have readers judge each image as acceptable or not, or score it"
+    if word in _SIDES:
+        reason = f"'{cell[:20]}' does not say whether a forced choice (2AFC) was right"
+        mend = "write right where the reader named the original, wrong where not"
+    elif word in (_WORDS if scale == "choice" else _CHOICES):
+        reason = "forced choices and other judgments in one table"
+        mend = "make one table of each"
     raise wrong(path, line, "judgment", reason, mend)
 
 

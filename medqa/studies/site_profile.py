@@ -11,9 +11,9 @@ from medqa.studies.calibration import Calibration
 from medqa.studies.calibration_page import page
 from medqa.studies.profile_files import LimitRow, limit_tables, lines, place, region_limits
 from medqa.studies.readers import DISTANCE, ReaderStudy
-from medqa.thresholds import SCHEMA_VERSION, Gate, Profile
+from medqa.thresholds import SCHEMA_VERSION, Gate, Profile, Status
 
-__all__ = ["check_new", "site_profile", "write"]
+__all__ = ["check_new", "opening", "readers_words", "site_profile", "write"]
 
 
 def check_new(out: Path) -> None:
@@ -83,30 +83,52 @@ def site_profile(
     """
     by_measure = {one.measure: one for one in calibrations}
     distance = by_measure.get(DISTANCE)
-    tables = [
-        lines(
-            schema_version=SCHEMA_VERSION,
-            extends=base.name,
-            name=name,
-            version=version,
-            title=title,
-            status="calibrated" if distance else base.status,
-            date=date,
-            **_kinds(base, study),
-            caution=_caution(base, study, calibrations),
-        )
-    ]
-    if study.network and study.network != (base.metric.backbone, base.metric.version):
-        backbone, network_version = study.network
-        # No study of the networks that imitate the base's says how near they are to this one.
-        table = lines(backbone=backbone, version=network_version, guard_band=[])
-        tables.append(f"[metric]\n{table}")
+    tables = opening(
+        base,
+        study,
+        name=name,
+        version=version,
+        title=title,
+        status="calibrated" if distance else base.status,
+        date=date,
+        caution=_caution(base, study, calibrations),
+    )
     gated = [one for one in calibrations if one.measure != DISTANCE]
     if gated:
         tables += _measures(base, study, gated, date)
     if distance is not None:
         tables += _limits(base, study, distance, date)
     return "\n\n".join(tables) + "\n"
+
+
+def opening(
+    base: Profile,
+    study: ReaderStudy,
+    *,
+    name: str,
+    version: str,
+    title: str,
+    status: Status,
+    date: datetime.date,
+    caution: str,
+) -> list[str]:
+    """First tables of the profile: what it is, and the network where it is not the base's."""
+    first = lines(
+        schema_version=SCHEMA_VERSION,
+        extends=base.name,
+        name=name,
+        version=version,
+        title=title,
+        status=status,
+        date=date,
+        **_kinds(base, study),
+        caution=caution,
+    )
+    if not study.network or study.network == (base.metric.backbone, base.metric.version):
+        return [first]
+    backbone, network_version = study.network
+    # No study of the networks that imitate the base's says how near they are to this one.
+    return [first, f"[metric]\n{lines(backbone=backbone, version=network_version, guard_band=[])}"]
 
 
 def _kinds(base: Profile, study: ReaderStudy) -> dict[str, object]:
@@ -124,8 +146,8 @@ def _kinds(base: Profile, study: ReaderStudy) -> dict[str, object]:
 def _caution(base: Profile, study: ReaderStudy, calibrations: Sequence[Calibration]) -> str:
     what = " and ".join(one.measure.replace("_", " ") for one in calibrations)
     told = [
-        f"The limits on {what} are from {len(study.images)} images judged by {_readers(study)}. "
-        "They hold for images like those, and no others."
+        f"The limits on {what} are from {len(study.images)} images judged by "
+        f"{readers_words(study)}. They hold for images like those, and no others."
     ]
     told += dict.fromkeys(warning for one in calibrations for warning in one.warnings)
     if base.caution and all(one.measure != DISTANCE for one in calibrations):
@@ -197,13 +219,14 @@ def _evidence(study: ReaderStudy) -> str:
     rule = "any of them refuses" if study.rule == "any" else "half of them or more refuse"
     network = f", {' '.join(study.network)}" if study.network else ""
     return (
-        f"{len(study.images)} images{patients}, {unacceptable} unacceptable, {_readers(study)}"
+        f"{len(study.images)} images{patients}, {unacceptable} unacceptable, {readers_words(study)}"
         f"{scores}, unacceptable where {rule}{network}"
         f"{', recorded assessments' * study.recorded}; table SHA-256 {study.sha256}"
     )
 
 
-def _readers(study: ReaderStudy) -> str:
+def readers_words(study: ReaderStudy) -> str:
+    """How many readers."""
     return f"{len(study.readers)} reader{'s' * (len(study.readers) != 1)}"
 
 

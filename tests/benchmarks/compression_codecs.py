@@ -1,7 +1,7 @@
 """Speed and ratio of the codecs on real images, as tables.
 
-``python tests/benchmarks/compression_codecs.py [--write docs/codecs.md]``: two minutes on one core. The images
-lie in ``shared/data`` beside the project.
+``python tests/benchmarks/compression_codecs.py [--write docs/codecs.md]``: two minutes on one core.
+The images lie in ``shared/data`` beside the project.
 """
 
 from __future__ import annotations

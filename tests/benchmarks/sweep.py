@@ -22,7 +22,7 @@ from medqa.lpips import GrayLPIPS
 from medqa.scoring import score
 from medqa.studies.compression.planning import Settings, plan
 from medqa.studies.compression.stored import StoredImage, read_stored
-from medqa.studies.compression.sweep import sweep_image
+from medqa.studies.compression.sweep import COMPANIONS, sweep_image
 from medqa.thresholds import load
 from medqa.transforms import displays
 
@@ -35,7 +35,7 @@ def apart(network: GrayLPIPS, stored: StoredImage) -> tuple[float, float]:
     """Processor seconds of all streams of an image, and of all its scores."""
     profile, frame = load("ct-compression"), stored.stored(0)
     shown = displays(profile, stored.image)
-    measures = [gate.measure for gate in profile.measures.gates]
+    measures = [*COMPANIONS, *(gate.measure for gate in profile.measures.gates)]
     codecs = scores = 0.0
     for codec in CODECS.values():
         try:

@@ -242,6 +242,9 @@ def test_no_setting_qualifies(
     assert store.list() == ()
 
 
+NAMELESS = "CT.1.3.12.2.1107.5.1.4.60064.30000022120808113428000016580"
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "error", "words"),
     [
@@ -261,6 +264,7 @@ def test_no_setting_qualifies(
         ("ct/misc/693_J2KI.dcm", {}, ReadError, "lost something|with loss"),
         ("us/US1_UNCR.dcm", {"modality": "US"}, ReadError, "not grey"),
         (HEAD, {"codec": "jpeg"}, PixelError, "8 or 12 bits"),
+        ("ct/totalsegmentator_dicom/" + NAMELESS, {}, ReadError, "has no SOPClassUID"),
         ("README.md", {}, ReadError, "no DICOM"),
         ("ct/none.dcm", {}, MedqaError, "no DICOM"),
     ],

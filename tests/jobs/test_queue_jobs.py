@@ -36,6 +36,7 @@ from medqa.queue import (
 )
 from medqa.queue import jobs as module
 from medqa.queue.worker import Networks, do, work_many
+from medqa.thresholds import names
 
 CT = get_testdata_file("CT_small.dcm", download=False)
 JOB = Job(
@@ -183,6 +184,33 @@ def test_results_are_delivered_once(url: str) -> None:
         assert undelivered(store, "tests") == (second,)
 
 
+def test_results_of_a_job_that_was_retried_are_delivered_too(url: str) -> None:
+    with Store.open(url) as store:
+        enqueue(store, JOB, "k")
+        leased = lease(store, "w")
+        assert leased is not None
+        assert fail(store, leased, "no such profile", final=True) == "dead"
+        deliver(store, leased.job_id)
+        assert undelivered(store, "tests") == ()
+        retry(store, leased.job_id)
+        leased = lease(store, "w")
+        assert leased is not None
+        done_by(store, leased)
+        assert [one.state for one in undelivered(store, "tests")] == ["done"]
+
+
+def test_a_correction_of_what_is_corrected_already_is_dead_at_once(sqlite: str) -> None:
+    with Store.open(sqlite) as store:
+        store.add(assessment("record-0001"))
+        store.add(assessment("record-0002"), supersedes="record-0001")
+        job = Job(reference=CT, candidate=CT, supersedes="record-0001")
+        enqueue(store, job, "k")
+        leased = lease(store, "w")
+        assert leased is not None
+        assert do(store, leased, Networks()) == "dead"
+        assert "is superseded by record-0002" in str(listed(store)[0].reason)
+
+
 def test_a_worker_does_a_real_job_and_writes_its_results(url: str, tmp_path: Path) -> None:
     with Store.open(url) as store:
         networks = Networks()
@@ -208,12 +236,16 @@ def test_a_worker_does_a_real_job_and_writes_its_results(url: str, tmp_path: Pat
         assert leased is not None
         assert do(store, leased, networks) == "done"
         assert store.list(1)[0].verdict == "not_assessable"
-        # A wrong call is not: nothing was judged.
+        # A wrong call is not: nothing was judged, and it would fail again.
         enqueue(store, Job(reference=CT, candidate=CT, profile="nonsense"), "m")
         leased = lease(store, "w")
         assert leased is not None
-        assert do(store, leased, networks) == "waiting"
+        assert do(store, leased, networks) == "dead"
         assert len(store.list()) == 2
+        assert [one.reason for one in listed(store, "dead")] == [
+            "no shipped profile has this name; take one of " + ", ".join(names()) + ", or the path "
+            "of a .toml file"
+        ]
 
 
 def test_workers_empty_the_queue(sqlite: str) -> None:

@@ -85,6 +85,9 @@ def test_a_study_proposes_drafts_and_writes_a_page(image: Path, tmp_path: Path) 
         (("--share", "1.2"), "not between 0 and 1"),
         (("--guideline", "WHO"), "no guideline"),
         (("--override-mammography", "me"), "no person and reason"),
+        (("--auc-loss", "0.02"), "does not say of which lesion"),
+        (("--detectability", "4"), "no width and contrast"),
+        (("--detectability", "4,12", "--auc-loss", "0.6"), "is 0.6"),
     ],
 )
 def test_wrong_use_is_refused_before_the_work(

@@ -17,8 +17,11 @@ from medqa.studies.compression.decision import (
     lower_bound,
     needed,
 )
+from medqa.studies.compression.lesions import Detected
 from medqa.studies.compression.rows import Row
+from medqa.studies.detectability import Detectability
 from medqa.studies.guidelines import named
+from medqa.studies.intervals import Estimate
 
 CT = Group("CT", "CHEST", "ct-compression")
 
@@ -104,6 +107,34 @@ def test_never_above_the_guideline() -> None:
     assert decide(head, "j2k", rows, Claim(guideline=named("DRG")), 0.007).highest is None
 
 
+@pytest.mark.parametrize("codec", ["htj2k", "jpegls", "jpegxl"])
+def test_a_codec_that_the_guideline_does_not_name_gets_the_figure_of_others(codec: str) -> None:
+    rows = _rows({4: 60, 8: 60, 15: 60}, 60)
+    found = decide(CT, codec, rows, Claim(guideline=named("DRG")), 0.007)
+    assert (found.highest, found.supported) == (8, 15)
+    assert found.guideline is not None
+    assert found.guideline.highest_ratio == 8
+    words = "it names JPEG and JPEG 2000 only, and the same figure is applied"
+    assert found.guideline.source.endswith(words)
+    # CAR's source gives no codec, so that there is nothing to say.
+    car = decide(CT, codec, rows, Claim(guideline=named("CAR")), 0.007).guideline
+    assert car is not None
+    assert car.source == named("CAR").source
+
+
+def test_a_guideline_without_any_figure_caps_nothing() -> None:
+    us = Group("US", "ABDOMEN", "ultrasound")
+    found = decide(us, "j2k", _rows({8: 60, 15: 60}, 60, us), Claim(guideline=named("DRG")), 0.1)
+    assert (found.highest, found.guideline) == (15, None)
+
+
+def test_nothing_is_approved_of_images_that_may_show_any_part_of_the_body() -> None:
+    group = Group("CT", None, "ct-compression")
+    found = decide(group, "j2k", _rows({4: 60}, 60, group), Claim(), 0.007)
+    assert (found.highest, found.supported) == (None, 4)
+    assert "--body-part NAME" in found.why
+
+
 def test_mammograms_stay_lossless_unless_overridden_by_name() -> None:
     group = Group("MG", "BREAST", "mammography")
     rows = _rows({4: 60}, 60, group)
@@ -118,11 +149,25 @@ def test_mammograms_stay_lossless_unless_overridden_by_name() -> None:
 
 
 def test_detectability_gates_where_it_is_asked_for() -> None:
+    def lost(*upper: float) -> Detected:
+        seen = Estimate(0.85, 0.8, 0.9)
+        found = {
+            ratio: Detectability(seen, seen, Estimate(0.0, -high, high), 700, 60, "images")
+            for ratio, high in zip((4, 8), upper, strict=False)
+        }
+        return Detected(found, {8: "the lesion is too faint"} if len(upper) < 2 else {})
+
     rows, claim = _rows({4: 60, 8: 60}, 60), Claim(auc_loss=0.02)
-    assert decide(CT, "j2k", rows, claim, 0.007, {4: 0.01, 8: 0.02}).highest == 8
-    assert decide(CT, "j2k", rows, claim, 0.007, {4: 0.01, 8: 0.021}).highest == 4
-    assert decide(CT, "j2k", rows, claim, 0.007, {4: 0.01}).highest == 4
+    assert decide(CT, "j2k", rows, claim, 0.007, lost(0.01, 0.02)).highest == 8
+    found = decide(CT, "j2k", rows, claim, 0.007, lost(0.01, 0.021))
+    assert (found.highest, found.evidence[1].auc_loss) == (4, 0.021)
+    assert "0.021 of the AUC" in found.why
+    unknown = decide(CT, "j2k", rows, claim, 0.007, lost(0.01))
+    assert unknown.highest == 4
+    assert "not known whether lesions are detected: the lesion is too faint" in unknown.why
     assert decide(CT, "j2k", rows, claim, 0.007).highest is None
+    # Measured, and shown, but nobody asked that it decide.
+    assert decide(CT, "j2k", rows, Claim(), 0.007, lost(0.01, 0.3)).highest == 8
 
 
 def test_what_could_not_be_compressed_is_no_success() -> None:

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from enhancing import anatomy, disc
+from phantoms import anatomy, disc
 from scipy import ndimage
 
 from medqa.studies.enhancement.consistency import OUTLIER, SliceChange, consistency, through_plane

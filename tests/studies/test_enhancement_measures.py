@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from enhancing import anatomy, disc, lesion
+from phantoms import anatomy, disc, lesion
 from scipy import ndimage
 from skimage import restoration
 

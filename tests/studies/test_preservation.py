@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from enhancing import ct_noise, disc, lesion
+from phantoms import ct_noise, disc, lesion
 from scipy import ndimage
 
 from medqa.errors import RegionError

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
-from enhancing import anatomy
+from phantoms import anatomy
 from scipy import ndimage
 
 from medqa.errors import MismatchError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from enhancing import anatomy
+from phantoms import anatomy
 from scipy import ndimage
 
 from medqa.quality.areas import UndefinedError

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from enhancing import anatomy, ct_noise, disc, lesion
+from phantoms import anatomy, ct_noise, disc, lesion
 from scipy import ndimage, stats
 
 from medqa.quality.areas import UndefinedError

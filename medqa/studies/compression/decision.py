@@ -18,8 +18,9 @@ from scipy import stats
 from medqa.compression.approval import GuidelineRef, RatioEvidence, Share
 from medqa.errors import UsageError
 from medqa.studies.compression.curves import Curve, curve
+from medqa.studies.compression.lesions import Detected
 from medqa.studies.compression.rows import Row
-from medqa.studies.guidelines import LOSSLESS, Guideline, row_for
+from medqa.studies.guidelines import LOSSLESS, Guideline, cap_for
 
 __all__ = [
     "Claim",
@@ -48,7 +49,7 @@ class Claim:
     guideline
         What caps the ratio; None where no guideline does.
     auc_loss
-        Detectability that may be lost at most; None where it was not measured.
+        Detectability that may be lost at most; None where that decides nothing.
     mammography
         Who allows lossy compression of mammograms and why, ``NAME: reason``; None: they stay
         lossless.
@@ -183,7 +184,7 @@ def decide(
     rows: Sequence[Row],
     claim: Claim,
     limit: float,
-    losses: dict[float, float] | None = None,
+    detected: Detected | None = None,
 ) -> Decision:
     """Decide on a codec.
 
@@ -193,8 +194,8 @@ def decide(
         Of this group and codec.
     limit
         The profile's diagnostic limit of the whole image, in LPIPS.
-    losses
-        Upper bound of the AUC lost at each ratio, where it was measured.
+    detected
+        What the codec costs a lesion at each ratio, where it was measured.
     """
     lossy = [row for row in rows if row.ratio is not None]
     ratios = sorted({row.ratio for row in lossy if row.ratio is not None})
@@ -203,14 +204,14 @@ def decide(
     evidence = tuple(
         one
         for ratio in ratios
-        if (one := _evidence(ratio, [r for r in lossy if r.ratio == ratio], claim, losses))
+        if (one := _evidence(ratio, [r for r in lossy if r.ratio == ratio], claim, detected))
     )
     by_place = {(row.image, row.ratio): row.distance for row in lossy}
     distances = np.array(
         [[math.nan if (d := by_place.get((i, r))) is None else d for r in ratios] for i in images]
     )
     drawn = curve(ratios, distances, [sources[i] for i in images], limit)
-    supported, why = _supported(ratios, evidence, claim, len(set(sources.values())))
+    supported, why = _supported(ratios, evidence, claim, len(set(sources.values())), detected)
     guideline = _guideline(group, codec, claim)
     highest, why = _capped(group, ratios, supported, why, guideline, claim)
     return Decision(
@@ -231,14 +232,15 @@ def _guideline(group: Group, codec: str, claim: Claim) -> GuidelineRef | None:
     chosen = claim.guideline
     if chosen is None:
         return None
-    row = row_for(chosen, group.modality, group.body_part, codec)
-    if row is None:
+    cap = cap_for(chosen, group.modality, group.body_part, codec)
+    if cap is None:
         return None
-    return GuidelineRef(body=chosen.name, highest_ratio=row.highest, source=chosen.source)
+    source = f"{chosen.source}; {cap.note}" if cap.note else chosen.source
+    return GuidelineRef(body=chosen.name, highest_ratio=cap.highest, source=source)
 
 
 def _evidence(
-    ratio: float, rows: Sequence[Row], claim: Claim, losses: dict[float, float] | None
+    ratio: float, rows: Sequence[Row], claim: Claim, detected: Detected | None
 ) -> RatioEvidence | None:
     """Say what the images show of a ratio; None where not one could be compressed so."""
     scored = [row for row in rows if row.distance is not None and row.measured is not None]
@@ -256,12 +258,16 @@ def _evidence(
         ),
         median_distance=float(np.median(distances)),
         worst_distance=max(distances),
-        auc_loss=None if losses is None else losses.get(ratio),
+        auc_loss=None if detected is None else detected.losses.get(ratio),
     )
 
 
 def _supported(
-    ratios: Sequence[float], evidence: Sequence[RatioEvidence], claim: Claim, sources: int
+    ratios: Sequence[float],
+    evidence: Sequence[RatioEvidence],
+    claim: Claim,
+    sources: int,
+    detected: Detected | None,
 ) -> tuple[float | None, str]:
     """Highest ratio below which all qualify, and why the next one does not."""
     by_ratio = {one.ratio: one for one in evidence}
@@ -274,7 +280,10 @@ def _supported(
             return best, _too_few(one, claim, sources)
         if claim.auc_loss is not None:
             if one.auc_loss is None:
-                return best, f"at {ratio:g}:1 it could not be measured whether lesions are detected"
+                reason = "it was not asked for" if detected is None else detected.missing[ratio]
+                return best, (
+                    f"at {ratio:g}:1 it is not known whether lesions are detected: {reason}"
+                )
             if one.auc_loss > claim.auc_loss:
                 return best, (
                     f"at {ratio:g}:1 up to {one.auc_loss:.3f} of the AUC of small lesions may be "
@@ -310,6 +319,11 @@ def _capped(
 ) -> tuple[float | None, str]:
     if group.modality == "MG" and claim.mammography is None:
         return None, "mammograms stay lossless unless somebody overrides that by name"
+    if group.body_part is None:
+        return None, (
+            "the headers name no body part, and what is approved must say for which; add "
+            "--body-part NAME where all these images show the same"
+        )
     if guideline is None or supported is None or supported <= guideline.highest_ratio:
         return supported, why
     if math.isclose(guideline.highest_ratio, LOSSLESS):

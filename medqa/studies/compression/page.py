@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from statistics import median
 
 import jinja2
 
@@ -16,15 +17,19 @@ from medqa.compression.codecs import CODECS, version
 from medqa.report import number
 from medqa.studies.compression.curves import FLOOR
 from medqa.studies.compression.decision import Decision, Group
+from medqa.studies.compression.lesions import words_of
 from medqa.studies.compression.pictures import Shown
 from medqa.studies.compression.rows import Row
 from medqa.studies.compression.study import Study
-from medqa.studies.guidelines import LOSSLESS, guidelines, highest_ratio, table
+from medqa.studies.compression.sweep import COMPANIONS
+from medqa.studies.guidelines import LOSSLESS, cap_for, guidelines, table
 from medqa.studies.intervals import Estimate
 from medqa.thresholds import Profile
 
 __all__ = ["page"]
 
+# What an interval of the detectability counts; images of one series are joined there.
+_UNITS = {"images": "series", "slices": "slices", "places": "places on these slices"}
 _WIDE, _HIGH = 420, 260  # of a plot, in pixels of the drawing
 
 
@@ -89,12 +94,15 @@ def page(
             group.modality: table(guidelines(), group.modality) for group in study.groups
         },
         versions={name: version(CODECS[name]) for name in study.plan.settings.codecs},
+        companions={key: _companions(study, one) for key, one in decided.items()},
         images={group: _count(study, group, "image") for group in study.groups},
         sources={group: _count(study, group, "source") for group in study.groups},
         devices={group: _devices(study, group) for group in study.groups},
         cautions=dict.fromkeys(
             f"{one.name}: {one.caution}" for one in study.profiles.values() if one.caution
         ),
+        lesion=study.plan.settings.lesion and words_of(study.plan.settings.lesion),
+        units=_UNITS,
         today=today,
         wide=_WIDE,
         high=_HIGH,
@@ -114,10 +122,10 @@ def _plot(one: Decision, profile: Profile) -> _Plot:
     values += [limits.diagnostic.value, limits.screening.value]
     y_low, y_high = math.log10(min(values)) - 0.1, math.log10(max(values)) + 0.1
     caps = {
-        g.name: cap
+        f"{g.name}{', of other codecs' if cap.note else ''}": cap.highest
         for g in guidelines()
-        if (cap := highest_ratio(g, one.group.modality, one.group.body_part, one.codec))
-        and cap > LOSSLESS
+        if (cap := cap_for(g, one.group.modality, one.group.body_part, one.codec))
+        and cap.highest > LOSSLESS
     }
     ratios = [p.ratio for p in points]
     x_low, x_high = math.log(min(ratios)) - 0.08, math.log(max([*ratios, *caps.values()])) + 0.08
@@ -166,6 +174,23 @@ def _lossless(study: Study, one: Decision) -> str:
     return f"{found[len(found) // 2]:.2f}:1" if found else "none"
 
 
+def _companions(study: Study, one: Decision) -> dict[float, dict[str, float]]:
+    """Median PSNR and SSIM of the images by ratio, where they are finite numbers."""
+    found: dict[float, dict[str, list[float]]] = {}
+    for row in study.rows:
+        kind = row.modality, row.body_part, row.codec
+        if row.ratio is None or kind != (one.group.modality, one.group.body_part, one.codec):
+            continue
+        for name in COMPANIONS:
+            value = row.measures.get(name)
+            if value is not None:
+                found.setdefault(row.ratio, {}).setdefault(name, []).append(value)
+    return {
+        ratio: {name: median(values) for name, values in by_name.items()}
+        for ratio, by_name in found.items()
+    }
+
+
 def _count(study: Study, group: Group, what: str) -> int:
     return len({getattr(row, what) for row in _rows(study, group)})
 
@@ -203,6 +228,14 @@ def _estimate(one: Estimate) -> str:
     return f"{number(one.value)} ({number(one.low)} to {number(one.high)})"
 
 
+def _signed(one: Estimate) -> str:
+    return f"{one.value:+.3f} ({one.low:+.3f} to {one.high:+.3f})"
+
+
+def _figure(values: Mapping[str, float], name: str, digits: int) -> str:
+    return f"{values[name]:.{digits}f}" if name in values else "-"
+
+
 def _per_cent(share: float) -> str:
     return f"{math.floor(1000 * share) / 10:.1f} %"
 
@@ -220,6 +253,8 @@ def _templates() -> jinja2.Environment:
         "number": number,
         "crossing": _crossing,
         "estimate": _estimate,
+        "figure": _figure,
         "per_cent": _per_cent,
+        "signed": _signed,
     }
     return environment

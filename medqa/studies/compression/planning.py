@@ -12,9 +12,11 @@ from medqa.catalogue import look
 from medqa.compression.codecs import CODECS
 from medqa.dicom.files import header, is_dicom, reading
 from medqa.errors import MedqaError, UsageError
+from medqa.studies.signals import Signal
 
 __all__ = ["Plan", "Planned", "Settings", "check_settings", "plan"]
 
+_SHARED = ("SeriesInstanceUID", "FrameOfReferenceUID", "StudyInstanceUID")
 _ENDINGS = (".nii.gz", ".nii", ".dcm", ".json", ".png", ".seg")
 
 
@@ -32,6 +34,8 @@ class Settings:
         The network.
     body_part
         Of the images whose header names none.
+    lesion
+        Whose detectability is measured; None: it is not.
     """
 
     codecs: tuple[str, ...]
@@ -39,6 +43,7 @@ class Settings:
     profile: str | None = None
     backbone: str = "gray"
     body_part: str | None = None
+    lesion: Signal | None = None
 
 
 @dataclass(frozen=True)
@@ -109,11 +114,11 @@ def plan(
             catalogue = look(given)
             for entry in catalogue.entries:
                 files = tuple(map(str, entry.paths))
-                found.setdefault(files, entry.series_uid or files[0])
+                found.setdefault(files, entry.series_uid or _source_of(files[0]))
             for error in catalogue.refused:
                 found.setdefault((error.subject,), error.subject)
         else:
-            found.setdefault((given,), _series_of(given) or given)
+            found.setdefault((given,), _source_of(given))
     if not found:
         raise UsageError("study", "finds no image", "give DICOM or NIfTI files, or their folders")
     sources = {name: number for number, name in enumerate(dict.fromkeys(found.values()), start=1)}
@@ -133,17 +138,22 @@ def plan(
     )
 
 
-def _series_of(path: str) -> str | None:
-    """Series Instance UID of a file; None where there is none, or it cannot be read."""
+def _source_of(path: str) -> str:
+    """Name what the images of one series share, so that they do not count as several.
+
+    It is what the header says first of series, frame of reference and study; of DICOM that says
+    none of it, the folder. What is no DICOM, or cannot be read, stands for itself.
+    """
     try:
         with Path(path).open("rb") as file:
             if not is_dicom(file.read(132)):
-                return None
+                return path
         with reading(path):
-            uid = header(Path(path)).get("SeriesInstanceUID")
+            ds = header(Path(path))
     except (OSError, MedqaError):  # its row will say so
-        return None
-    return str(uid) if uid else None
+        return path
+    uids = (str(ds.get(keyword) or "") for keyword in _SHARED)
+    return next(filter(None, uids), str(Path(path).parent))
 
 
 def _owners(

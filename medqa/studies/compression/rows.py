@@ -51,7 +51,7 @@ class Row:
     reason
         What weighed most, or why it could not be judged.
     measures
-        Companion measures that decide.
+        Companion measures: PSNR and SSIM, and those that decide.
     """
 
     image: int

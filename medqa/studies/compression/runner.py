@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -21,11 +22,13 @@ from medqa.assessment import MetricRef
 from medqa.errors import UsageError
 from medqa.files import write_file
 from medqa.lpips import GrayLPIPS
+from medqa.studies.compression.lesions import packed, unpacked
 from medqa.studies.compression.planning import Plan, Planned, Settings
 from medqa.studies.compression.rows import Row
 from medqa.studies.compression.sweep import Swept, sweep_image
+from medqa.studies.detectability import Responses
 
-__all__ = ["begin", "finished", "sweep"]
+__all__ = ["answers", "begin", "finished", "sweep"]
 
 _PLAN = "plan.json"
 
@@ -55,6 +58,24 @@ def finished(out: Path, plan: Plan) -> dict[int, Swept]:
     """Return what was done under this plan, by the image's number."""
     found = {one.number: _read(out, one, plan.sha256) for one in plan.images}
     return {number: swept for number, swept in found.items() if swept is not None}
+
+
+def answers(out: Path, number: int, codec: str, ratio: float) -> Responses | None:
+    """Read what the observer answered on an image that is finished; None where he did not look.
+
+    Raises
+    ------
+    UsageError
+        The file is gone, or is not as it was written.
+    """
+    path = out / "images" / f"{number:06d}.npz"
+    try:
+        return unpacked(path, codec, ratio)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        reason = f"cannot be read ({type(error).__name__})"
+        raise UsageError(path, reason, "remove the .json beside it, and go on with --resume") from (
+            error
+        )
 
 
 def sweep(
@@ -157,12 +178,15 @@ def _work(out: Path, one: Planned, settings: Settings, plan_sha256: str) -> None
 
 
 def _save(out: Path, one: Planned, plan_sha256: str, found: Swept) -> None:
-    """Write what became of an image, whole or not at all."""
+    """Write what became of an image, whole or not at all: its rows come last."""
+    if found.answers or found.unseen:
+        write_file(_file(out, one).with_suffix(".npz"), packed(found.answers))
     content = {
         "plan": plan_sha256,
         "rows": [asdict(row) for row in found.rows],
         "metric": found.metric and found.metric.model_dump(),
         "seconds": found.seconds,
+        "unseen": found.unseen,
     }
     write_file(_file(out, one), json.dumps(content).encode())
 
@@ -176,7 +200,8 @@ def _read(out: Path, one: Planned, plan_sha256: str) -> Swept | None:
     if given["plan"] != plan_sha256:
         return None
     metric = given["metric"] and MetricRef.model_validate(given["metric"])
-    return Swept(tuple(Row(**row) for row in given["rows"]), metric, given["seconds"])
+    rows = tuple(Row(**row) for row in given["rows"])
+    return Swept(rows, metric, given["seconds"], unseen=given["unseen"])
 
 
 def _file(out: Path, one: Planned) -> Path:

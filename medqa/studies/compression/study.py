@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +16,11 @@ from medqa.compression.codecs import CODECS, version
 from medqa.errors import UsageError
 from medqa.files import write_file
 from medqa.studies.compression.decision import Claim, Decision, Group, decide, groups_of
+from medqa.studies.compression.lesions import Detected, detected, words_of
 from medqa.studies.compression.planning import Plan
 from medqa.studies.compression.rows import Row, csv_of, write_parquet
 from medqa.studies.compression.sweep import Swept
+from medqa.studies.detectability import Responses
 from medqa.thresholds import Profile, load
 
 __all__ = ["Study", "approvals_of", "conclude", "write_tables"]
@@ -38,6 +40,8 @@ class Study:
         The thresholds of each kind.
     metrics
         What the distances of each kind were measured with.
+    detected
+        What each codec costs a lesion on each kind; empty where none was looked for.
     sha256
         Of the table as CSV.
     """
@@ -48,6 +52,7 @@ class Study:
     decisions: tuple[Decision, ...]
     profiles: Mapping[Group, Profile]
     metrics: Mapping[Group, MetricRef]
+    detected: Mapping[tuple[Group, str], Detected]
     sha256: str
 
     @property
@@ -62,8 +67,18 @@ class Study:
         return able == set(self.groups)
 
 
-def conclude(plan: Plan, found: Mapping[int, Swept], claim: Claim) -> Study:
+def conclude(
+    plan: Plan,
+    found: Mapping[int, Swept],
+    claim: Claim,
+    answers: Callable[[int, str, float], Responses | None],
+) -> Study:
     """Decide for each kind of image and codec.
+
+    Parameters
+    ----------
+    answers
+        Of the observer who looked for lesions, by image, codec and ratio.
 
     Raises
     ------
@@ -78,19 +93,31 @@ def conclude(plan: Plan, found: Mapping[int, Swept], claim: Claim) -> Study:
     named = plan.settings.profile
     profiles = {group: load(named or group.profile) for group in groups}
     metrics = {group: _metric(rows, found) for group, rows in groups.items()}
+    kinds = {
+        (group, codec): [row for row in rows if row.codec == codec]
+        for group, rows in groups.items()
+        for codec in plan.settings.codecs
+    }
+    detections = {}
+    if plan.settings.lesion is not None:
+        unseen = {number: one.unseen for number, one in found.items() if one.unseen}
+        detections = {
+            (group, codec): detected(rows, codec, answers, unseen)
+            for (group, codec), rows in kinds.items()
+        }
     decisions = tuple(
         decide(
             group,
             codec,
-            [row for row in rows if row.codec == codec],
+            rows,
             claim,
             profiles[group].limits.diagnostic.value,
+            detections.get((group, codec)),
         )
-        for group, rows in groups.items()
-        for codec in plan.settings.codecs
+        for (group, codec), rows in kinds.items()
     )
     sha256 = hashlib.sha256(csv_of(rows)).hexdigest()
-    return Study(plan, claim, rows, decisions, profiles, metrics, sha256)
+    return Study(plan, claim, rows, decisions, profiles, metrics, detections, sha256)
 
 
 def _metric(rows: Sequence[Row], found: Mapping[int, Swept]) -> MetricRef:
@@ -154,6 +181,7 @@ def _approval(
         required_share=claim.share,
         confidence=claim.confidence,
         highest_auc_loss=claim.auc_loss,
+        lesion=study.plan.settings.lesion and words_of(study.plan.settings.lesion),
         evidence=one.evidence,
         guideline=one.guideline,
         overridden=override and f"mammograms stay lossless; by {override}",

@@ -31,6 +31,7 @@ from medqa.lpips import SMALLEST_SIDE, GrayLPIPS
 from medqa.pipeline import metric_ref
 from medqa.regions import read_annotations, read_mask
 from medqa.scoring import score_candidates
+from medqa.studies.compression.lesions import Answers, answers_of
 from medqa.studies.compression.planning import Planned, Settings
 from medqa.studies.compression.rows import Row
 from medqa.studies.compression.stored import StoredImage, read_stored
@@ -39,6 +40,7 @@ from medqa.transforms import check_pixels, displays
 from medqa.verdict import judge
 
 __all__ = [
+    "COMPANIONS",
     "Compressed",
     "Swept",
     "compressed",
@@ -47,6 +49,10 @@ __all__ = [
     "regions_of",
     "sweep_image",
 ]
+
+
+#: Measured of every image, whatever the profile asks for: everybody knows them.
+COMPANIONS = ("psnr_db", "ssim")
 
 
 @dataclass(frozen=True)
@@ -60,12 +66,18 @@ class Swept:
     metric
         What the distances were measured with; None where none were.
     seconds
-        Spent on ``codecs`` and on ``scores``.
+        Spent on ``codecs``, on ``scores`` and on ``lesions``.
+    answers
+        Of the observer who looks for lesions, where one does; not of an image that was read again.
+    unseen
+        Why he does not, or not with every codec.
     """
 
     rows: tuple[Row, ...]
     metric: MetricRef | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    answers: Answers = field(default_factory=dict)
+    unseen: str | None = None
 
 
 class _Encoder:
@@ -256,7 +268,7 @@ def _swept(found: _Found, profile: Profile, settings: Settings, network: GrayLPI
         candidates,
         displays(profile, image),
         regions,
-        measures=[gate.measure for gate in profile.measures.gates],
+        measures=_measures(profile),
         aggregate=profile.aggregate.slices,
     )
     whole = time.perf_counter() - started
@@ -271,7 +283,22 @@ def _swept(found: _Found, profile: Profile, settings: Settings, network: GrayLPI
     order = {name: number for number, name in enumerate(settings.codecs)}
     rows.sort(key=lambda row: (order[row.codec or ""], row.ratio or 0.0))
     codecs = sum(encoder.seconds for encoder in encoders)
-    return Swept(tuple(rows), metric, {"codecs": codecs, "scores": whole - codecs})
+    seconds = {"codecs": codecs, "scores": whole - codecs}
+    if settings.lesion is None:
+        return Swept(tuple(rows), metric, seconds)
+    started = time.perf_counter()
+    reached = {
+        one.name: [ratio for ratio in settings.ratios if ratio not in one.failed]
+        for one in encoders
+    }
+    answers, unseen = answers_of(found.stored, reached, settings.lesion)
+    seconds["lesions"] = time.perf_counter() - started
+    return Swept(tuple(rows), metric, seconds, answers, unseen)
+
+
+def _measures(profile: Profile) -> list[str]:
+    """Companion measures: the two that everybody knows, and those that decide."""
+    return list(dict.fromkeys((*COMPANIONS, *(gate.measure for gate in profile.measures.gates))))
 
 
 def _unmade(found: _Found, codec: str, ratio: float | None, reason: str) -> Row:

@@ -161,6 +161,8 @@ def evaluate(case: Case, setting: Setting) -> Outcome:
             row, shown = _measured(loaded, method, given)
         except MedqaError as error:
             row = _failed(case, method, error, loaded.before)
+        except UndefinedError as error:
+            row = _row(case, method, loaded.before, failure=str(error))
         except Exception as error:  # whatever a library makes of one image must not end the others
             reason = f"a library failed ({type(error).__name__}: {error})"
             row = _row(case, method, loaded.before, failure=reason[:300])
@@ -299,6 +301,7 @@ def _measured(loaded: _Loaded, method: str, given: Given) -> tuple[Row, Slice]:
         case,
         method,
         before,
+        task=setting.task,
         profile=f"{loaded.profile.name} {loaded.profile.version}",
         values=values,
         undefined=undefined,

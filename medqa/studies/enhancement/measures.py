@@ -133,13 +133,13 @@ DENOISING: tuple[Definition, ...] = (
     Definition("mtf50_ratio", "MTF50 of the skin, after / before", "", "higher", "ISO 12233"),
     Definition("shift", "mean of the residual", "image", "neither", _METHOD_NOISE),
     Definition("removed_sd", "SD of the residual", "image", "neither", _METHOD_NOISE),
-    Definition("edge_correlation", "residual with edges", "", "lower", _METHOD_NOISE),
-    Definition("edge_excess", "variance at edges over beside, - 1", "", "lower", _METHOD_NOISE),
+    Definition("edge_correlation", "residual with edges", "", "neither", _METHOD_NOISE),
+    Definition("edge_excess", "variance at edges over beside, - 1", "", "neither", _METHOD_NOISE),
     Definition(
         "autocorrelation_excess",
         "autocorrelation of the residual, less that of noise",
         "",
-        "lower",
+        "neither",
         _METHOD_NOISE,
     ),
     Definition("excess", "share of the residual beyond the noise", "", "lower", _TG233),
@@ -151,11 +151,15 @@ _CONSISTENT = "data consistency, Menon et al. 2020"
 SUPER_RESOLUTION: tuple[Definition, ...] = (
     Definition("inconsistency", "RMS of input - lowered candidate", "image", "lower", _CONSISTENT),
     Definition(
-        "inconsistency_in_noise", "the same, over the input's noise", "", "lower", _CONSISTENT
+        "inconsistency_in_noise",
+        "departure from the input, over its noise",
+        "",
+        "lower",
+        _CONSISTENT,
     ),
     Definition(
         "interpolation_inconsistency",
-        "the same, of cubic interpolation",
+        "departure of cubic interpolation from the input",
         "",
         "neither",
         _CONSISTENT,
@@ -386,7 +390,10 @@ def _counted(found: Support | None, body: Mask) -> dict[str, float]:
 def _consistency(
     low: NDArray[np.float64], back: NDArray[np.float64], cubic: NDArray[np.float64], body: Mask
 ) -> dict[str, float]:
-    noise = wavelet_noise(low, body)
+    try:
+        noise = wavelet_noise(low, body)
+    except UndefinedError:  # too small a body; what is not over the noise still counts
+        noise = 0.0
     apart, interpolated = (
         float(np.sqrt(np.square((low - one)[body]).mean())) for one in (back, cubic)
     )

@@ -100,6 +100,7 @@ class Row(_Model):
     """What it counts as in the statistics."""
     name: str
     method: str
+    task: Task = "denoising"
     modality: str | None = None
     profile: str | None = None
     slices: int = 0
@@ -124,6 +125,9 @@ class Row(_Model):
             found.append(self.assessment.reasons[0].text)
         if added := int(self.values.get("added", 0)):
             found.append(f"{_count(added, 'structure')} that the input does not support")
+        # Beside a reference the verdict says whether that matters; without one nothing else does.
+        if self.task == "denoising" and self.assessment is None and self.values.get("removed"):
+            found.append(f"{_count(int(self.values['removed']), 'structure')} of the input lost")
         if lost := sum(one.preserved is False for one in self.lesions):
             found.append(f"{_count(lost, 'lesion')} lost")
         return tuple(found)

@@ -1,0 +1,112 @@
+"""The application: what the service is made of."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from limits import parse
+from limits.storage import MemoryStorage
+from limits.strategies import MovingWindowRateLimiter
+
+from medqa._version import __version__
+from medqa.audit import Store
+from medqa.errors import UsageError
+from medqa.queue.submission import Spool
+from medqa.thresholds import names
+
+from . import assessing, reading, review, watching
+from .keys import Keyring
+from .metrics import Metrics
+from .middleware import Guard
+from .problems import Problem, install
+from .service import Service
+from .settings import Settings
+from .waiting import Waiter
+
+__all__ = ["create_app"]
+
+_DESCRIPTION = """\
+May this processed medical image still be read? Send it with its reference; what comes back is the
+audit record. It informs a qualified person; it is not a medical device."""
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Make the service.
+
+    Raises
+    ------
+    UsageError
+        The database, the spool or the file of the keys cannot be used, or the rate is none.
+    """
+    service = _service(settings)
+
+    @asynccontextmanager
+    async def running(_app: FastAPI) -> AsyncIterator[None]:
+        yield
+        service.store.close()
+
+    app = FastAPI(
+        title="medqa",
+        version=__version__,
+        description=_DESCRIPTION,
+        docs_url=None,  # these pages load their scripts from the internet
+        redoc_url=None,
+        lifespan=running,
+    )
+    app.state.service = service
+    for part in (assessing, reading, review, watching):
+        app.include_router(part.router)
+    install(app)
+    _document(app, settings)
+    app.add_middleware(Guard, limits=settings.limits, metrics=service.metrics, tls=settings.tls)
+    return app
+
+
+def _document(app: FastAPI, settings: Settings) -> None:
+    """Add to the OpenAPI document what only a running service knows: its profiles and networks."""
+    plain = app.openapi
+
+    def documented() -> dict[str, Any]:
+        found = copy.deepcopy(plain())
+        schemas = found["components"]["schemas"]
+        schemas[Problem.__name__] = Problem.model_json_schema(mode="serialization")
+        for path in ("/assess", "/assess/batch"):
+            body = found["paths"][path]["post"]["requestBody"]["content"]["multipart/form-data"]
+            fields = body["schema"]["properties"]
+            fields["profile"]["enum"] = [*names(), *settings.profiles]
+            fields["backbone"]["enum"] = list(settings.backbones)
+        return found
+
+    app.openapi = documented  # type: ignore[method-assign]  # as FastAPI's own pages show it
+
+
+def _service(settings: Settings) -> Service:
+    try:
+        rate = parse(settings.limits.rate)
+    except ValueError as error:
+        raise UsageError(settings.limits.rate, "is no rate", "write 600/minute") from error
+    folder = settings.spool.absolute()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            folder, f"cannot be made ({error.strerror})", "name a folder that may be written"
+        ) from error
+    keyring = None if settings.keys is None else Keyring(settings.keys)
+    store = Store.open(settings.db)
+    return Service(
+        settings=settings,
+        store=store,
+        spool=Spool(folder),
+        keyring=keyring,
+        metrics=Metrics(store),
+        waiter=Waiter(store),
+        limiter=MovingWindowRateLimiter(MemoryStorage()),
+        rate=rate,
+        receiving=asyncio.Semaphore(settings.limits.bodies),
+    )
