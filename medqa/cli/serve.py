@@ -156,24 +156,25 @@ def serve(
 
 def _run(run: Callable[[], object], settings: Settings, workers: int, weights: Path | None) -> None:
     """Run the server, and workers beside it, until a signal comes."""
-    from medqa.queue.worker import work_many
-
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):  # the server sends them on to us at its end
         signal.signal(number, lambda *_: stop.set())
+    if not workers:
+        run()
+        return
+    from medqa.queue.worker import work_many  # torch, of which the service itself needs nothing
+
     working = threading.Thread(
         target=work_many,
         args=(settings.db, workers, weights),
-        kwargs={"stop": stop, "idle_seconds": 0.1},
+        kwargs={"stop": stop, "idle_seconds": _IDLE_SECONDS},
     )
-    if workers:
-        working.start()
+    working.start()
     try:
         run()
     finally:
         stop.set()
-        if workers:
-            working.join()
+        working.join()
 
 
 def _check_exposure(
@@ -234,7 +235,7 @@ def _networks(asked: list[BackboneName], weights: Path | None) -> tuple[str, ...
 
 
 def _incoming(spool: Path) -> Path:
-    folder = spool.absolute() / "incoming"
+    folder = spool.absolute() / "incoming-web"  # other hosts may have this spool too
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:

@@ -302,10 +302,12 @@ class Traffic:
         self.channels = {name: Channel(name) for name in ways}
         self.visitor = Visits("review pages and records")
         self.threads = [
-            threading.Thread(target=self._send, args=(self.channels[name], way))
+            threading.Thread(target=self._send, args=(self.channels[name], way), daemon=True)
             for name, way in ways.items()
         ]
-        self.threads += [threading.Thread(target=work) for work in (self._visit, self._watch)]
+        self.threads += [
+            threading.Thread(target=work, daemon=True) for work in (self._visit, self._watch)
+        ]
 
     def _send(self, channel: Channel, way: Callable[[Channel, Pair], bool]) -> None:
         while not self.stop.wait(0.5):
@@ -313,7 +315,7 @@ class Traffic:
                 continue
             pair = made(channel.name, next(self._numbers), self.site.folder)
             begun = time.monotonic()
-            while not self._once(channel, lambda pair=pair: way(channel, pair)):
+            while not self._once(channel, way, pair):
                 time.sleep(1.0)
                 if time.monotonic() - begun > DRAIN_SECONDS:
                     channel.odd["never acknowledged"] += 1
@@ -321,10 +323,10 @@ class Traffic:
             channel.acknowledged.append((pair.study, pair.pixels_sha256))
             channel.slowest = max(channel.slowest, time.monotonic() - begun)
 
-    def _once(self, channel: Channel, act: Callable[[], bool]) -> bool:
+    def _once(self, channel: Channel, act: Callable[..., bool], *given: Pair) -> bool:
         channel.requests += 1
         try:
-            done = act()
+            done = act(channel, *given)
         except (httpx.HTTPError, OSError, RuntimeError, ValueError):  # pynetdicom's, cut off
             done = False
         channel.failed += not done
@@ -393,7 +395,7 @@ class Traffic:
                     raise httpx.HTTPError("no page")
                 return answer
 
-            def round_trip() -> bool:
+            def round_trip(_: Channel) -> bool:
                 nonlocal signed_in
                 if not signed_in:
                     form = {"key": self.site.key}
@@ -531,7 +533,9 @@ def checked(site: Site, channels: list[Channel]) -> Check:
     uids = [PATIENT, "Soak^Jane", *studies]
     signatures = site.ask("SELECT reason FROM audit_entries WHERE kind = 'signature'")
     return Check(
-        records=Counter((one["inputs"]["candidate"] or {}).get("pixels_sha256") for one in records),
+        records=Counter(
+            (one["inputs"]["candidate"] or {}).get("pixels_sha256", "none") for one in records
+        ),
         given_back=given_back,
         jobs=Counter(dict(site.ask("SELECT state, count(*) FROM jobs GROUP BY state"))),
         superseding=sum(row[1] is not None for row in rows),
@@ -649,14 +653,12 @@ def main() -> None:
         begun = time.monotonic()
         for thread in traffic.threads:
             thread.start()
-        try:
-            strike(site, begun + 40 * asked.minutes, asked.every)
-            traffic.faults_over = time.monotonic() + SETTLING_SECONDS
-            time.sleep(max(0.0, begun + 60 * asked.minutes - time.monotonic()))
-        finally:
-            traffic.stop.set()
-            for thread in traffic.threads:
-                thread.join()
+        strike(site, begun + 40 * asked.minutes, asked.every)
+        traffic.faults_over = time.monotonic() + SETTLING_SECONDS
+        time.sleep(max(0.0, begun + 60 * asked.minutes - time.monotonic()))
+        traffic.stop.set()
+        for thread in traffic.threads:
+            thread.join()
         channels = list(traffic.channels.values())
         drain = drained(site, sum(len(one.acknowledged) for one in channels))
         check = checked(site, channels)
