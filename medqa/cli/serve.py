@@ -224,13 +224,14 @@ def _own_profiles(files: list[Path]) -> dict[str, str]:
 
 def _networks(asked: list[BackboneName], weights: Path | None) -> tuple[str, ...]:
     """Check the weights now: no request may set off a download."""
-    from medqa.weights import find
-
     if weights is not None:  # for everything in this process and its workers
         os.environ["MEDQA_WEIGHTS"] = str(weights.absolute())
     names = dict.fromkeys(("gray", *(one.value for one in asked)))
-    for name in names:
-        find(name, weights)
+    if len(names) > 1:
+        from medqa.weights import find  # torch; the network that medqa ships needs no look
+
+        for name in names:
+            find(name, weights)
     return tuple(names)
 
 

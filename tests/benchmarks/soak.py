@@ -54,7 +54,8 @@ from medqa.errors import MedqaError
 
 CT = dcmread(str(get_testdata_file("CT_small.dcm", download=False)))
 PATIENT = "SOAK-4711"  # must not be in any log
-MOST_WAITING = 10  # jobs; senders pause, so that faults meet traffic and not a queue
+MOST_BEHIND = 12  # pairs without a record; senders pause, so that faults meet traffic
+SENDER_SECONDS, VISITOR_SECONDS = 2.0, 4.0  # between two pairs of a sender, two visits
 DOWN_SECONDS = 3.0  # from a kill to the start
 SETTLING_SECONDS = 20.0  # after the last start, before memory is compared
 DRAIN_SECONDS = 900.0
@@ -133,7 +134,8 @@ class Service:
             begun = time.monotonic()
             self.start()
             self.wait()
-            self.back.append(time.monotonic() - begun)
+            if self._port is not None:
+                self.back.append(time.monotonic() - begun)
 
     def wait(self, seconds: float = 120) -> None:
         end = time.monotonic() + seconds
@@ -290,7 +292,7 @@ class Traffic:
 
     def __init__(self, site: Site) -> None:
         self.site, self.stop = site, threading.Event()
-        self.waiting = 0
+        self.behind = 0
         self.faults_over = 0.0
         self._numbers = count()
         ways: dict[str, Callable[[Channel, Pair], bool]] = {
@@ -310,8 +312,8 @@ class Traffic:
         ]
 
     def _send(self, channel: Channel, way: Callable[[Channel, Pair], bool]) -> None:
-        while not self.stop.wait(0.5):
-            if self.waiting >= MOST_WAITING:
+        while not self.stop.wait(SENDER_SECONDS):
+            if self.behind >= MOST_BEHIND:
                 continue
             pair = made(channel.name, next(self._numbers), self.site.folder)
             begun = time.monotonic()
@@ -415,7 +417,7 @@ class Traffic:
                     get(path, reader)
                 return signed_in
 
-            while not self.stop.wait(1.0):
+            while not self.stop.wait(VISITOR_SECONDS):
                 self._once(self.visitor, round_trip)
 
     def _sign(self, client: httpx.Client, case: str, page: str) -> None:
@@ -430,11 +432,12 @@ class Traffic:
             self.visitor.odd[f"{answer.status_code} to a signature"] += 1
 
     def _watch(self) -> None:
-        """Count what waits, keep services running, and note their memory."""
-        statement = "SELECT count(*) FROM jobs WHERE state IN ('waiting', 'leased')"
+        """Count what is not done, keep services running, and note their memory."""
+        over = "SELECT count(*) FROM jobs WHERE state IN ('done', 'dead')"
         while not self.stop.wait(2.0):
             with suppress(psycopg.Error):
-                self.waiting = int(self.site.ask(statement)[0][0])
+                sent = sum(len(one.acknowledged) for one in self.channels.values())
+                self.behind = sent - int(self.site.ask(over)[0][0])
             for service in self.site.services.values():
                 service.keep()
                 service.measure(time.monotonic())
