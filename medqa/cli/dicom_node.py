@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import signal
 import threading
@@ -85,4 +86,8 @@ def dicom_node(
     try:
         serve(settings, stop)
     except OSError as error:
-        raise UsageError(f"port {port}", "cannot be listened on", "choose another") from error
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):
+            raise UsageError(f"port {port}", "cannot be listened on", "choose another") from error
+        raise UsageError(
+            settings.spool, f"cannot be used ({error.strerror})", "check the folder and its disk"
+        ) from error

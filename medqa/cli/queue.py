@@ -46,7 +46,7 @@ def worker(
     import os
 
     from medqa.audit import Store
-    from medqa.queue.worker import work_many
+    from medqa.queue.supervisor import work_many
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
     with Store.open(db):  # refuse at once what no worker could use

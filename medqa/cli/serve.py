@@ -162,7 +162,7 @@ def _run(run: Callable[[], object], settings: Settings, workers: int, weights: P
     if not workers:
         run()
         return
-    from medqa.queue.worker import work_many  # torch, of which the service itself needs nothing
+    from medqa.queue.supervisor import work_many
 
     working = threading.Thread(
         target=work_many,

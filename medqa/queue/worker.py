@@ -1,4 +1,4 @@
-"""Workers: processes that do the queue's jobs until they are told to stop."""
+"""A worker: does the queue's jobs, one after another, until it is told to stop."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import traceback
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing import get_context, parent_process
-from multiprocessing.process import BaseProcess
+from multiprocessing import parent_process
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
@@ -36,16 +35,14 @@ from medqa.queue.jobs import (
     lease,
 )
 from medqa.queue.kept import write_kept
+from medqa.queue.supervisor import IDLE_SECONDS
 from medqa.reader import dicom_files
 from medqa.report import write
 
-__all__ = ["do", "work", "work_many"]
+__all__ = ["Networks", "do", "work"]
 
 _LOG = logging.getLogger("medqa.worker")
-#: Between two looks at an empty queue.
-IDLE_SECONDS = 1.0
 _TROUBLE_SECONDS = 5.0  # before the next try where the database cannot be reached
-_RESTART_SECONDS = 1.0  # before a worker that died is replaced
 
 
 class Networks:
@@ -138,60 +135,6 @@ def work(
         except StoreError as error:
             _LOG.error("the database: %s; %s", error.reason, error.mend)
             stop.wait(_TROUBLE_SECONDS)
-
-
-def work_many(
-    url: str | None,
-    count: int,
-    weights: Path | None = None,
-    *,
-    stop: threading.Event,
-    until_empty: bool = False,
-    idle_seconds: float = IDLE_SECONDS,
-) -> None:
-    """Keep so many workers running until told to stop; each finishes the job that it has begun.
-
-    A worker that dies, of a damaged file or for want of memory, is replaced; its job comes back
-    when its lease has run out.
-
-    Parameters
-    ----------
-    url
-        The audit database, as `medqa.audit.Store.open` takes it.
-    weights
-        Folder of the official networks' weights.
-    until_empty
-        Stop by itself once no job is due.
-    idle_seconds
-        Between two looks at an empty queue.
-    """
-    context = get_context("spawn")  # a forked torch can hang
-    told = context.Event()
-
-    def start() -> BaseProcess:
-        process = context.Process(
-            target=work,
-            args=(url, weights, told),
-            kwargs={"until_empty": until_empty, "idle_seconds": idle_seconds},
-        )
-        process.start()
-        return process
-
-    running = [start() for _ in range(count)]
-    try:
-        while running and not stop.wait(_RESTART_SECONDS):
-            for place, process in enumerate(list(running)):
-                if process.is_alive():
-                    continue
-                if process.exitcode == 0 and until_empty:
-                    running.remove(process)
-                else:
-                    _LOG.error("a worker died (%s) and is replaced", process.exitcode)
-                    running[place] = start()
-    finally:
-        told.set()
-        for process in running:
-            process.join()
 
 
 @contextmanager

@@ -142,29 +142,36 @@ def mark(spool: Spool, one: Series) -> None:
 
 
 def purge(spool: Spool, before: float) -> None:
-    """Delete series that nothing was added to since, and files that no series holds.
+    """Delete series that nothing was added to since, and their files that no other series holds.
+
+    Other hosts' files in the same spool stay.
 
     Parameters
     ----------
     before
         Seconds since 1970.
     """
+    let_go: set[str] = set()
     for one in list(series(spool)):
         if one.changed / 1e9 < before:
+            let_go |= _contents(one.folder)
             shutil.rmtree(one.folder, ignore_errors=True)
             (spool.folder / "settled" / one.name).unlink(missing_ok=True)
             with suppress(OSError):
                 one.folder.parent.rmdir()  # where it was the study's last
-    held = {
-        Path(os.readlink(link)).name
-        for one in series(spool)
-        for link in one.folder.iterdir()
-        if link.is_symlink()
-    }
+    held = {name for one in series(spool) for name in _contents(one.folder)}
     files = spool.folder / "files"
-    for path in files.iterdir() if files.is_dir() else ():
-        if path.name not in held and path.stat().st_mtime < before:
-            path.unlink(missing_ok=True)
+    for name in let_go - held:
+        (files / name).unlink(missing_ok=True)
+    for part in files.glob(".*.part"):  # of a process that was killed
+        with suppress(FileNotFoundError):
+            if part.stat().st_mtime < before:
+                part.unlink()
+
+
+def _contents(folder: Path) -> set[str]:
+    """Names of the files that a series holds."""
+    return {Path(os.readlink(link)).name for link in folder.iterdir() if link.is_symlink()}
 
 
 def _link(folder: Path, name: str, content: Path) -> None:

@@ -11,6 +11,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from pynetdicom import AE, _config, evt
@@ -47,7 +49,7 @@ def prepare(spool: Spool) -> None:
     Objects are written into the spool's own disk while they arrive, not into the memory or a
     folder for temporary files. Nothing that pynetdicom logs is let through: it logs identifiers.
     """
-    incoming = spool.folder / "incoming"
+    incoming = _incoming(spool)
     incoming.mkdir(mode=0o700, parents=True, exist_ok=True)
     sweep(spool, 0.0)
     tempfile.tempdir = str(incoming)
@@ -61,12 +63,14 @@ def prepare(spool: Spool) -> None:
 
 def sweep(spool: Spool, seconds: float) -> None:
     """Delete what arrived in part, and has not grown for so long."""
-    for path in (spool.folder / "incoming").iterdir():
-        try:
-            if path.stat().st_mtime <= time.time() - seconds:
+    for path in _incoming(spool).iterdir():
+        with suppress(FileNotFoundError):
+            if path.is_file() and path.stat().st_mtime <= time.time() - seconds:
                 path.unlink()
-        except FileNotFoundError:
-            continue
+
+
+def _incoming(spool: Spool) -> Path:
+    return spool.folder / "incoming-dicom"  # other hosts may have this spool too
 
 
 def entity(settings: Settings) -> AE:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -40,6 +42,7 @@ METADATA = 4870
 LABEL = "medqa-"
 _CHANGES = 1000  # read at a time
 _MOST_FAILURES = 5
+_KEPT_SECONDS = 14 * 86_400  # images, for people to look at
 _BACK_OFF = 15.0  # seconds after the first failure; four times as many after each further one
 # Rules that go by what the header refers to: these may name a derived image as the source too.
 _REFERRING = {rule.name for rule in RULES[:3]}
@@ -367,7 +370,15 @@ def _mark(plugin: Plugin, series: str) -> None:
 
 
 def _clean_up(plugin: Plugin) -> None:
-    """Remove the images from the spool that no job needs any more; results stay."""
+    """Remove old images from the spool that no job needs any more; results stay.
+
+    Until they are old, the review pages show them.
+    """
+    old = time.time() - _KEPT_SECONDS
     for name in plugin.state.spent():
-        (plugin.spool.folder / "files" / name).unlink(missing_ok=True)
+        path = plugin.spool.folder / "files" / name
+        with suppress(FileNotFoundError):
+            if path.stat().st_mtime > old:
+                continue
+            path.unlink()
         plugin.state.forget(name)

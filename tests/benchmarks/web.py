@@ -27,7 +27,7 @@ from web_service import CT, bearer, ct_like, listening, made, pair  # noqa: E402
 
 import medqa  # noqa: E402
 from medqa.lpips import GrayLPIPS  # noqa: E402
-from medqa.queue.worker import work_many  # noqa: E402
+from medqa.queue.supervisor import work_many  # noqa: E402
 from medqa_plugins.web.settings import Limits  # noqa: E402
 
 SMALL = "--small" in sys.argv

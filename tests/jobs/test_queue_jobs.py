@@ -35,7 +35,8 @@ from medqa.queue import (
     undelivered,
 )
 from medqa.queue import jobs as module
-from medqa.queue.worker import Networks, do, work_many
+from medqa.queue.supervisor import work_many
+from medqa.queue.worker import Networks, do
 from medqa.thresholds import names
 
 CT = get_testdata_file("CT_small.dcm", download=False)

@@ -31,8 +31,9 @@ from typer.testing import CliRunner
 from medqa.audit import Store, verify
 from medqa.errors import UsageError
 from medqa.queue import counts, undelivered
+from medqa.queue.submission import Spool
 from medqa.queue.worker import Networks, do, lease
-from medqa_plugins.dicom_node import Limits, Peer, Sender, Settings, Tls
+from medqa_plugins.dicom_node import Limits, Peer, Sender, Settings, Tls, inbox
 
 NAME, IDENTITY = "Secret^Name", "ID-4711"
 _SERVE = (
@@ -249,7 +250,7 @@ def test_single_files_and_folders_of_any_class(shared_node: Node, ct: Path, tmp_
     # No name from outside: digests only.
     names = [path.name for path in shared_node.settings.spool.rglob("*")]
     assert all(
-        re.fullmatch(r"[0-9a-f]{64}|files|series|settled|incoming|lock", one) for one in names
+        re.fullmatch(r"[0-9a-f]{64}|files|series|settled|incoming-dicom|lock", one) for one in names
     )
     # A private class, and one that nobody has heard of.
     for number, uid in enumerate(("1.2.826.0.1.3680043.2.1143.99.1", "1.2.840.10008.5.1.4.99.7")):
@@ -347,11 +348,13 @@ def test_what_is_acknowledged_survives_a_kill(ct: Path, tmp_path: Path) -> None:
         )
         until(lambda: len(list((one.settings.spool / "files").glob("[0-9a-f]*"))) > 40)
         one.kill()
+        (one.settings.spool / "incoming-dicom" / "a folder of somebody else's").mkdir()
         done = acknowledged(sending.communicate(timeout=30)[0])
         assert 40 <= len(done) < 300
         assert uids(*done) <= set(one.kept())
         one.start()
-        assert list((one.settings.spool / "incoming").iterdir()) == []  # halves are gone
+        left = (one.settings.spool / "incoming-dicom").iterdir()
+        assert not [path for path in left if path.is_file()]  # halves are gone
         assert one.send(*files)[0] == 0
         assert set(one.kept()) == uids(*files)
 
@@ -560,3 +563,23 @@ def test_names_of_peers() -> None:
     assert Sender.parse("CT 1@scanner") == Sender("CT 1", "scanner")
     stop = threading.Event()
     assert not stop.is_set()
+
+
+def test_the_purge_takes_what_is_old_and_nobody_elses(ct: Path, tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool")
+    first, second = sorted(ct.iterdir())[:2]
+    assert inbox.keep(spool, first)
+    old = time.time()
+    other = spool.put([b"what another host keeps in this spool"])
+    ds = dcmread(second)
+    ds.SeriesInstanceUID = generate_uid()
+    ds.save_as(tmp_path / "new.dcm")
+    os.utime(next(inbox.series(spool)).folder, (old - 100, old - 100))
+    assert inbox.keep(spool, tmp_path / "new.dcm")
+    part = spool.folder / "files" / ".half.part"
+    part.touch()
+    os.utime(part, (old - 100, old - 100))
+    inbox.purge(spool, old - 50)
+    assert len(list(inbox.series(spool))) == 1
+    assert other.exists()
+    assert len(list((spool.folder / "files").iterdir())) == 2
