@@ -241,6 +241,12 @@ def files(folder: Path) -> list[Path]:
     return list((folder / "spool/orthanc/files").glob("*"))
 
 
+def age(folder: Path) -> None:
+    """Make what is in the spool 15 days old: images stay 14, to be looked at."""
+    for path in files(folder):
+        os.utime(path, (time.time() - 15 * 86_400,) * 2)
+
+
 def test_derived_series_come_back_with_their_verdicts(
     archive: Server,
     images: list[Dataset],
@@ -293,6 +299,9 @@ def test_derived_series_come_back_with_their_verdicts(
         assert plugin.state.open() == []
         assert counts(plugin.store) == {"waiting": 0, "leased": 0, "done": 2, "dead": 0}
         assert verify(plugin.store).fault is None
+        assert len(files(tmp_path)) == 9  # for people to look at
+        age(tmp_path)
+        once(plugin)
     assert archive.get("/statistics")["CountInstances"] == before
     assert files(tmp_path) == []  # patients' images do not pile up
     logged = " ".join(record.getMessage() for record in caplog.records)
@@ -396,6 +405,9 @@ def test_killed_at_every_request_nothing_is_lost_or_doubled(
         (record,) = plugin.store.list()
     assert len(archive.results(study)) == 3
     assert archive.verdict(smooth) == f"diagnostic {record.assessment_id}"
+    age(tmp_path)
+    with plugged(archive, tmp_path) as plugin:
+        once(plugin)
     assert files(tmp_path) == []
 
 
