@@ -10,17 +10,16 @@ from pydicom import Dataset
 
 from medqa.catalogue import Catalogue, Entry
 from medqa.dicom.files import header, reading
+from medqa.dicom_results.device import MANUFACTURER
 from medqa.pairing import Pairing, pair
 
 __all__ = ["is_ours", "pair_within"]
-
-_OURS = "medqa"  # Manufacturer and model name of `medqa.dicom_results.device`
 
 
 def is_ours(header: Dataset) -> bool:
     """Whether medqa made an object: results are never assessed themselves."""
     names = (header.get("Manufacturer"), header.get("ManufacturerModelName"))
-    return _OURS in [str(name or "").strip() for name in names]
+    return MANUFACTURER in [str(name or "").strip() for name in names]
 
 
 def pair_within(catalogue: Catalogue) -> Pairing:

@@ -43,7 +43,13 @@ def dicom_node(
         Path | None, typer.Option(metavar="PEM", help="Who signed the peers' certificates.")
     ] = None,
     spool: Annotated[
-        Path, typer.Option(metavar="DIR", help="Where images and results are kept.")
+        Path,
+        typer.Option(
+            envvar="MEDQA_SPOOL",
+            show_envvar=True,
+            metavar="DIR",
+            help="Where images and results are kept.",
+        ),
     ] = Path("medqa-spool"),
     quiet_seconds: Annotated[
         float, typer.Option(min=1, help="Without a new instance, until a series is complete.")

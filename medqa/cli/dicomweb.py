@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 from datetime import datetime
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from medqa.cli.options import Db
+from medqa.cli.options import Db, SpoolFolder
 from medqa.errors import UsageError
 
 __all__ = ["dicomweb"]
@@ -17,16 +16,7 @@ __all__ = ["dicomweb"]
 
 def dicomweb(
     url: Annotated[str, typer.Argument(metavar="URL", help="Such as https://pacs/dicom-web.")],
-    spool: Annotated[
-        Path,
-        typer.Option(
-            "--spool",
-            envvar="MEDQA_SPOOL",
-            show_envvar=True,
-            metavar="DIR",
-            help="For the images, and results; workers reach it by the same path.",
-        ),
-    ],
+    spool: SpoolFolder,
     db: Db = None,
     reference_series: Annotated[
         str | None, typer.Option(metavar="UID", help="Series to compare with.")

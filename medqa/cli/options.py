@@ -8,7 +8,16 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["BackboneName", "Db", "LevelName", "PrecisionName", "TaskName", "User", "WeightsFolder"]
+__all__ = [
+    "BackboneName",
+    "Db",
+    "LevelName",
+    "PrecisionName",
+    "SpoolFolder",
+    "TaskName",
+    "User",
+    "WeightsFolder",
+]
 
 
 class BackboneName(StrEnum):
@@ -62,6 +71,16 @@ WeightsFolder = Annotated[
         show_envvar=True,
         metavar="DIR",
         help="Folder that holds the official networks' weights.",
+    ),
+]
+SpoolFolder = Annotated[
+    Path,
+    typer.Option(
+        "--spool",
+        envvar="MEDQA_SPOOL",
+        show_envvar=True,
+        metavar="DIR",
+        help="For the images that come in, and results; workers reach it by the same path.",
     ),
 ]
 User = Annotated[

@@ -22,6 +22,8 @@ def orthanc(
     spool: Annotated[
         Path | None,
         typer.Option(
+            envvar="MEDQA_SPOOL",
+            show_envvar=True,
             metavar="DIR",
             help="Where images and results lie, as the workers see it too; by default in the "
             "user's data folder.",

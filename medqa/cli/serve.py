@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medqa.cli.options import BackboneName, Db, WeightsFolder
+from medqa.cli.options import BackboneName, Db, SpoolFolder, WeightsFolder
 from medqa.errors import UsageError
 
 if TYPE_CHECKING:
@@ -52,12 +52,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="Who: the record names
 
 
 def serve(
-    spool: Annotated[
-        Path,
-        typer.Option(
-            envvar="MEDQA_SPOOL", show_envvar=True, metavar="DIR", help="Folder for what comes in."
-        ),
-    ],
+    spool: SpoolFolder,
     db: Db = None,
     keys: KeysFile = None,
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",

@@ -10,23 +10,14 @@ from typing import Annotated
 
 import typer
 
-from medqa.cli.options import Db
+from medqa.cli.options import Db, SpoolFolder
 
 __all__ = ["watch"]
 
 
 def watch(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What to watch.")],
-    spool: Annotated[
-        Path,
-        typer.Option(
-            "--spool",
-            envvar="MEDQA_SPOOL",
-            show_envvar=True,
-            metavar="DIR",
-            help="For copies of the images, and results; workers reach it by the same path.",
-        ),
-    ],
+    spool: SpoolFolder,
     db: Db = None,
     every: Annotated[
         float, typer.Option(min=0.1, metavar="SECONDS", help="Between two looks.")
