@@ -265,6 +265,14 @@ def test_blend_and_flicker_show_the_reference_in_the_candidates_place(
     assert seen == {one, other}
 
 
+def test_what_someone_types_is_not_written_over(page: Any, site: dict[str, Any]) -> None:
+    open_bad(page, site)
+    page.locator("#width").fill("77")
+    page.locator("#blend").dispatch_event("input")  # draws again
+    page.wait_for_timeout(100)
+    assert page.locator("#width").input_value() == "77"
+
+
 def test_zoom_and_pan_are_linked(page: Any, site: dict[str, Any]) -> None:
     open_bad(page, site)
     page.locator("#panes").focus()

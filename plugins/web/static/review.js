@@ -158,8 +158,9 @@
       if (view.point) cross(context, left + (view.point[0] + 0.5) * fit, top + (view.point[1] + 0.5) * tall * fit, density);
     }
     byId("candidate-note").textContent = view.swapped ? ": the reference is shown" : view.blend > 0 ? `, ${view.blend} % reference` : "";
-    byId("centre").value = digits(view.centre);
-    byId("width").value = digits(view.width);
+    for (const name of ["centre", "width"]) { // not while someone types there
+      if (document.activeElement !== byId(name)) byId(name).value = digits(view[name]);
+    }
   }
   function outline(context, fit, left, top, density) {
     context.font = `${12 * density}px system-ui, sans-serif`;
