@@ -16,9 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medqa import kernels
 from medqa.errors import PixelError, UsageError
 from medqa.networks import compute_in, pieces, positions, stages, views, working_set
 from medqa.reduced import follow, trail
+from medqa.threads import each
 from medqa.weights import ADAPTED_SUFFIX, BACKBONES, Weights, find
 
 __all__ = ["PRECISIONS", "SMALLEST_SIDE", "Differences", "Features", "GrayLPIPS", "choose_device"]
@@ -41,7 +43,7 @@ _LARGEST_RUN = {"cpu": 2**30, "cuda": 2**32}
 # Memory of the pairs that go through a processor together: more than this leaves its cache. On two
 # cores at 512 x 512, alex is fastest with four pairs, and squeeze twice as fast with one as with
 # eight.
-_CACHED_RUN = 100 * 2**20
+_CACHED_RUN = 16 * 2**20
 # Tiles begin at multiples of this, the last tap's stride, so that every tap's positions coincide.
 _GRID = 16
 
@@ -263,68 +265,69 @@ class GrayLPIPS(nn.Module):
                 f"{len(reference)} of {reference.size}",
                 "give one reference, or one for each candidate, of the same size",
             )
-        step = self._together(*_size(prepared))
-        parts = [
-            self._kept_maps(reference.part(start, start + step), prepared[start : start + step])
-            for start in range(0, len(prepared), step)
-        ]
+        step, most = self._together(*_size(prepared))
+
+        def compared(start: int) -> tuple[Tensor, ...]:
+            stop = start + step
+            return self._kept_maps(reference.part(start, stop), prepared[start:stop])
+
+        parts = each(compared, range(0, len(prepared), step), most)
         taps = tuple(torch.cat(maps) for maps in zip(*parts, strict=True))
         return Differences(taps, reference.size, _size(reference.images))
 
     def encode(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the taps, (N, C, h, w) of unit vectors, of images that are known to be right."""
-        taps: list[Tensor] = []
-        x = images
-        with _exact(images.device):
-            for stage in self.stages:
-                before, x = x, stage(x)
-                if stage is not self.stages[0]:
-                    taps.append(_unit(before))
-        return (*taps, _unit(x))
+        return tuple(_unit(tap) for tap in self._taps(images))
 
     def tap_maps(
         self, reference: Sequence[Tensor], candidate: Sequence[Tensor]
     ) -> tuple[Tensor, ...]:
         """Return the (N, 1, h, w) differences of taps as `encode` gives them; gradients flow."""
-        return tuple(
-            _weighted(one, other, head)
-            for one, other, head in zip(reference, candidate, self.heads, strict=True)
-        )
+        return tuple(map(_weighted, reference, candidate, self.heads))
+
+    def _taps(self, images: Tensor) -> Iterator[Tensor]:
+        """Yield each tap once it may be written over: when the next stage has read it."""
+        x = images
+        with _exact(images.device):
+            for stage in self.stages:
+                before, x = x, stage(x)
+                if stage is not self.stages[0]:
+                    yield before
+        yield x
 
     def _compared(self, reference: Tensor, candidate: Tensor) -> tuple[Tensor, ...]:
         """Tap maps of pairs: few at a time, and none computed of those that are identical."""
         count = len(reference)
-        different = (reference != candidate).flatten(1).any(dim=1)
-        if reference.requires_grad or candidate.requires_grad:
-            if self._reduced:
-                mend = "use a network of precision float32"
-                raise UsageError(str(self.dtype), "gives no gradients", mend)
-            different = torch.ones_like(different)
-        step = self._together(*_size(reference))
-        sizes = [positions(self.stages, n) for n in _size(reference)]
-        parts: list[list[Tensor]] = [
-            [reference.new_zeros(0, 1, h, w, dtype=self.heads[0].dtype)]
-            for h, w in zip(*sizes, strict=True)
+        follows = reference.requires_grad or candidate.requires_grad
+        if follows and self._reduced:
+            mend = "use a network of precision float32"
+            raise UsageError(str(self.dtype), "gives no gradients", mend)
+        different = [
+            n for n in range(count) if follows or not torch.equal(reference[n], candidate[n])
         ]
-        indices = different.nonzero().flatten()
-        for some in torch.split(indices, step) if len(indices) else ():
-            for maps, found in zip(
-                parts, self._pair_maps(reference[some], candidate[some]), strict=True
-            ):
-                maps.append(found)
-        computed = tuple(torch.cat(maps) for maps in parts)
-        if len(indices) == count:
-            return computed
-        return tuple(
-            maps.new_zeros(count, *maps.shape[1:]).index_copy(0, indices, maps) for maps in computed
-        )
+        step, most = self._together(*_size(reference))
+        groups = [different[start : start + step] for start in range(0, len(different), step)]
+
+        def compared(some: list[int]) -> tuple[Tensor, ...]:
+            return self._pair_maps(_chosen(reference, some), _chosen(candidate, some))
+
+        found = [torch.cat(maps) for maps in zip(*each(compared, groups, most), strict=True)]
+        if len(different) == count:
+            return tuple(found)
+        sizes = [positions(self.stages, n) for n in _size(reference)]
+        taps = [self.heads[0].new_zeros(count, 1, h, w) for h, w in zip(*sizes, strict=True)]
+        for tap, maps in zip(taps, found, strict=bool(found)):
+            tap[different] = maps
+        return tuple(taps)
 
     def _pair_maps(self, reference: Tensor, candidate: Tensor) -> tuple[Tensor, ...]:
         if self._reduced:
             return self._kept_maps(self._features(reference, _size(reference)), candidate)
         # Both in one batch: the more images, the better the processor is used.
-        taps = self.encode(torch.cat([reference, candidate]))
-        return self.tap_maps(*zip(*(torch.split(tap, len(reference)) for tap in taps), strict=True))
+        taps = self._taps(torch.cat([reference, candidate]))
+        count = len(reference)
+        pairs = zip(taps, self.heads, strict=True)
+        return tuple(_apart(tap[:count], tap[count:], head) for tap, head in pairs)
 
     def _features(self, images: Tensor, size: tuple[int, int]) -> Features:
         if not self._reduced:
@@ -335,7 +338,8 @@ class GrayLPIPS(nn.Module):
     def _kept_maps(self, reference: Features, candidate: Tensor) -> tuple[Tensor, ...]:
         """(N, 1, h, w) of each tap."""
         if not self._reduced:
-            return self.tap_maps(reference.kept, self.encode(candidate))
+            taps = zip(reference.kept, self._taps(candidate), self.heads, strict=True)
+            return tuple(_apart(one, other, head, kept=True) for one, other, head in taps)
         with _exact(candidate.device):
             passing = follow(self.stages, reference.kept, candidate - reference.images)
             return tuple(
@@ -347,12 +351,13 @@ class GrayLPIPS(nn.Module):
     def _reduced(self) -> bool:
         return self.dtype.itemsize < 4
 
-    def _together(self, rows: int, columns: int) -> int:
-        """How many pairs of this size go through the network at a time."""
-        budget = _budget(self.device)
-        if self.device.type == "cpu":
-            budget = min(budget, _CACHED_RUN)
-        return max(1, int(budget // self._bytes(rows, columns)))
+    def _together(self, rows: int, columns: int) -> tuple[int, int]:
+        """How many pairs of this size go through in one run, and how many runs at a time."""
+        budget, each_pair = _budget(self.device), self._bytes(rows, columns)
+        if self.device.type != "cpu":
+            return max(1, int(budget // each_pair)), 1
+        step = max(1, int(min(budget, _CACHED_RUN) // each_pair))
+        return step, max(1, int(budget // (step * each_pair)))
 
     def _tile_side(self, rows: int, columns: int) -> int:
         """Rows and columns of a tile without its surroundings."""
@@ -439,6 +444,17 @@ def _tiles(size: int, side: int, halo: int) -> Iterator[_Tile]:
         yield _Tile(start, stop if stop < size else None, crop)
 
 
+def _apart(one: Tensor, other: Tensor, head: Tensor, *, kept: bool = False) -> Tensor:
+    """(N, 1, h, w): differences of taps, both made unit vectors; may write over them.
+
+    Of a reference that was kept the vectors are units already, and it is not written over.
+    """
+    if kernels.suit(torch.float32, one, other):
+        parts = [kernels.unit_difference(a, b, head) for a, b in pieces(one, other)]
+        return torch.cat(parts)
+    return _weighted(one if kept else _unit(one), _unit(other), head)
+
+
 def _unit(tap: Tensor) -> Tensor:
     """(N, C, h, w) with every feature vector made a unit vector."""
     if tap.requires_grad:
@@ -461,8 +477,16 @@ def _weighted(one: Tensor, other: Tensor, head: Tensor) -> Tensor:
 
 def _followed(p: Tensor, d: Tensor, head: Tensor) -> Tensor:
     """Do the same with what `follow` yields, in float32."""
+    if kernels.suit(torch.bfloat16, p, d):
+        return kernels.unit_followed(p, d, head)
     one = p.relu().float()
     return _weighted(_unit(one + d), _unit(one), head)
+
+
+def _chosen(images: Tensor, some: list[int]) -> Tensor:
+    """Return some of the images, in ascending order: a view where they are neighbours."""
+    first, last = some[0], some[-1]
+    return images[first : last + 1] if last - first + 1 == len(some) else images[some]
 
 
 def _size(images: Tensor) -> tuple[int, int]:

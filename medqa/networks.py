@@ -20,10 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medqa import kernels
 from medqa.weights import Weights
 
 __all__ = [
     "Fire",
+    "Pool",
     "Stem",
     "View",
     "alex_stages",
@@ -101,6 +103,23 @@ def _missing(ones: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return ones.sum(dim=(1, 2))[:, None, None] - inside
 
 
+class Pool(nn.MaxPool2d):
+    """Max pooling without padding."""
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """Size and stride."""
+        kernel, stride, _ = _reach(self)
+        return kernel, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, h, w)."""
+        if not kernels.suit(torch.float32, x):
+            return F.max_pool2d(x, *self.window, ceil_mode=self.ceil_mode)
+        rows, columns = (_windows(self, n) for n in x.shape[2:])
+        return kernels.pool(x, *self.window, (rows, columns))
+
+
 class Fire(nn.Module):
     """SqueezeNet's module: squeeze to few channels, expand by 1x1 and 3x3 side by side."""
 
@@ -122,8 +141,8 @@ def alex_stages(widths: Sequence[int], channels: int = 1) -> nn.ModuleList:
     return nn.ModuleList(
         [
             nn.Sequential(Stem(channels, a, 11, 4, 2), nn.ReLU(inplace=True)),
-            nn.Sequential(nn.MaxPool2d(3, 2), nn.Conv2d(a, b, 5, padding=2), nn.ReLU(inplace=True)),
-            nn.Sequential(nn.MaxPool2d(3, 2), nn.Conv2d(b, c, 3, padding=1), nn.ReLU(inplace=True)),
+            nn.Sequential(Pool(3, 2), nn.Conv2d(a, b, 5, padding=2), nn.ReLU(inplace=True)),
+            nn.Sequential(Pool(3, 2), nn.Conv2d(b, c, 3, padding=1), nn.ReLU(inplace=True)),
             nn.Sequential(nn.Conv2d(c, d, 3, padding=1), nn.ReLU(inplace=True)),
             nn.Sequential(nn.Conv2d(d, e, 3, padding=1), nn.ReLU(inplace=True)),
         ]
@@ -133,7 +152,7 @@ def alex_stages(widths: Sequence[int], channels: int = 1) -> nn.ModuleList:
 def _squeeze_stages(channels: int) -> nn.ModuleList:
     # SqueezeNet pools with ceil_mode, unlike AlexNet.
     def pool() -> nn.Module:
-        return nn.MaxPool2d(3, 2, ceil_mode=True)
+        return Pool(3, 2, ceil_mode=True)
 
     return nn.ModuleList(
         [
@@ -152,7 +171,7 @@ def _vgg_stages(channels: int) -> nn.ModuleList:
     stages: list[nn.Module] = []
     before = channels
     for width, convolutions in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
-        layers: list[nn.Module] = [nn.MaxPool2d(2)] if stages else []
+        layers: list[nn.Module] = [Pool(2)] if stages else []
         for _ in range(convolutions):
             first = not stages and not layers
             layers += [
@@ -209,7 +228,7 @@ def fold(weight: Tensor, *, gray: bool) -> Tensor:
     return torch.cat([gain, offset], dim=1).to(weight.dtype)
 
 
-_Layer = Stem | nn.Conv2d | nn.MaxPool2d
+_Layer = Stem | nn.Conv2d | Pool
 
 
 def compute_in(network: nn.ModuleList, dtype: torch.dtype) -> None:
@@ -257,12 +276,16 @@ def positions(network: nn.ModuleList, size: int) -> list[int]:
     counts = []
     for stage in network:
         for layer in _layers(stage):
-            kernel, stride, padding = _reach(layer)
-            steps = (size + 2 * padding - kernel) / stride
-            rounded = math.ceil if getattr(layer, "ceil_mode", False) else math.floor
-            size = rounded(steps) + 1
+            size = _windows(layer, size)
         counts.append(size)
     return counts
+
+
+def _windows(layer: _Layer, size: int) -> int:
+    """How often a layer's window fits along an axis of this size."""
+    kernel, stride, padding = _reach(layer)
+    rounded = math.ceil if getattr(layer, "ceil_mode", False) else math.floor
+    return rounded((size + 2 * padding - kernel) / stride) + 1
 
 
 def working_set(network: nn.ModuleList) -> float:
@@ -271,7 +294,7 @@ def working_set(network: nn.ModuleList) -> float:
     for stage in network:
         for layer in _layers(stage):
             area /= _reach(layer)[1] ** 2
-            if not isinstance(layer, nn.MaxPool2d):
+            if not isinstance(layer, Pool):
                 values += area * layer.weight.shape[0]
     return values
 

@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medqa.networks import Fire, Stem, pieces
+from medqa import kernels
+from medqa.networks import Fire, Pool, Stem, pieces
 
 __all__ = ["follow", "trail"]
 
@@ -69,7 +70,7 @@ def follow(
         for layer in _layers([stage]):
             if isinstance(layer, nn.ReLU):
                 d = _relu(p, d)
-            elif isinstance(layer, nn.MaxPool2d):
+            elif isinstance(layer, Pool):
                 d = _pool(layer, p, d, next(past))
             elif isinstance(layer, Fire):
                 p = next(past)
@@ -99,13 +100,19 @@ def _convolve(layer: nn.Module, d: Tensor) -> Tensor:
 
 def _relu(p: Tensor, d: Tensor) -> Tensor:
     for before, one in pieces(p, d):
+        if kernels.suit(torch.bfloat16, before, one):
+            kernels.relu_difference(before, one)
+            continue
         one += before.clamp(max=0)
         torch.maximum(one, before.clamp(min=0).neg_(), out=one)
     return d
 
 
-def _pool(layer: nn.Module, p: Tensor, d: Tensor, pooled: Tensor) -> Tensor:
-    out = torch.empty_like(pooled)
+def _pool(layer: Pool, p: Tensor, d: Tensor, pooled: Tensor) -> Tensor:
+    out = torch.empty_like(pooled.expand(len(d), -1, -1, -1), memory_format=torch.channels_last)
     for before, one, after, result in pieces(p, d, pooled, out):
+        if kernels.suit(torch.bfloat16, before, one, after, result):
+            kernels.pool_difference(before, one, after, *layer.window, result)
+            continue
         result.copy_(layer(before.relu().float().add_(one)).sub_(after))
     return out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -357,13 +357,13 @@ def test_identical_pairs_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> No
     mixed = torch.stack([one[0], other[1]])
     expected = [0.0, float(network(one[1:], other[1:]))]
     seen: list[int] = []
-    encode = network.encode
+    taps = network._taps
 
-    def counted(images: Tensor) -> tuple[Tensor, ...]:
+    def counted(images: Tensor) -> Iterator[Tensor]:
         seen.append(len(images))
-        return encode(images)
+        return taps(images)
 
-    monkeypatch.setattr(network, "encode", counted)
+    monkeypatch.setattr(network, "_taps", counted)
     assert network(one, mixed).tolist() == pytest.approx(expected)
     assert seen == [2]
     nothing = network.compare(one, one)
@@ -377,9 +377,9 @@ def test_little_memory_splits_the_batch(alex: GrayLPIPS, monkeypatch: pytest.Mon
     whole = alex(one, other)
     kept = alex.differences(alex.features(one), other).distance()
     single = alex.differences(alex.features(one[:1]), other).distance()
-    assert alex._together(80, 96) >= len(one)
+    assert alex._together(80, 96)[0] >= len(one)
     monkeypatch.setattr(medqa.lpips, "_LARGEST_RUN", {"cpu": alex._bytes(80, 96)})
-    assert alex._together(80, 96) == 1
+    assert alex._together(80, 96) == (1, 1)
     torch.testing.assert_close(alex(one, other), whole, rtol=1e-5, atol=0)
     torch.testing.assert_close(
         alex.differences(alex.features(one), other).distance(), kept, rtol=1e-5, atol=0
