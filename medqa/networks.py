@@ -104,7 +104,7 @@ def _missing(ones: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 class Pool(nn.MaxPool2d):
-    """Max pooling without padding."""
+    """Max pooling without padding, of values that are at least 0."""
 
     @property
     def window(self) -> tuple[int, int]:
@@ -114,7 +114,7 @@ class Pool(nn.MaxPool2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, h, w)."""
-        if not kernels.suit(torch.float32, x):
+        if not (kernels.suit(torch.float32, x) or kernels.suit(torch.bfloat16, x)):
             return F.max_pool2d(x, *self.window, ceil_mode=self.ceil_mode)
         rows, columns = (_windows(self, n) for n in x.shape[2:])
         return kernels.pool(x, *self.window, (rows, columns))
