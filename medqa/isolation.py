@@ -27,7 +27,7 @@ from medqa.image import KEPT_BYTES, Identifiers, Image, VoiLut, Window
 
 __all__ = ["decode_isolated"]
 
-_DAMAGED = "it is damaged, or made to harm: convert it with another tool if you trust it"
+DAMAGED = "it is damaged, or made to harm: convert it with another tool if you trust it"
 _HEADER = 8  # bytes of the length of the JSON that comes before the pixels
 _JSON_BYTES = 64 * 2**20
 _FEWER = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -83,39 +83,46 @@ def decode_isolated(
                 stdout=answer,
                 stderr=subprocess.DEVNULL,
                 cwd=folder,
-                env=_environment(folder),
+                env=environment(folder),
                 timeout=seconds,
                 check=False,
             )
         except subprocess.TimeoutExpired as cause:
-            raise _too_slow(path, seconds) from cause
+            raise too_slow(path, seconds) from cause
         if done.returncode == -signal.SIGXCPU:
-            raise _too_slow(path, seconds)
+            raise too_slow(path, seconds)
         if done.returncode != 0:
-            raise ReadError(path, f"ended its reader ({_called(done.returncode)})", _DAMAGED)
-        try:
-            header, start = _header(answer)
-            if "error" not in header:
-                return _image(header, answer, start)
-            kind, reason, mend, detail = (str(header[k]) for k in ("error", *_WORDS))
-        except (ValueError, KeyError, TypeError, OverflowError) as cause:
-            raise ReadError(path, "made its reader answer nonsense", _DAMAGED) from cause
+            raise ReadError(path, f"ended its reader ({called(done.returncode)})", DAMAGED)
+        return received(path, answer)
+
+
+def received(path: Path, answer: BinaryIO) -> Image:
+    """Return the image that a reader answered, or raise the error; `path` is what it read."""
+    try:
+        header, start = _header(answer)
+        if "error" not in header:
+            return _image(header, answer, start)
+        kind, reason, mend, detail = (str(header[k]) for k in ("error", *_WORDS))
+    except (ValueError, KeyError, TypeError, OverflowError) as cause:
+        raise ReadError(path, "made its reader answer nonsense", DAMAGED) from cause
     error = getattr(medqa.errors, kind, ReadError) if kind in medqa.errors.__all__ else ReadError
     raise error(header.get("subject", path), reason, mend, detail)
 
 
-def _environment(folder: str) -> dict[str, str]:
+def environment(folder: str) -> dict[str, str]:
     """Give the child what it needs: where its modules are, its limits, and no threads."""
     kept = {name: value for name, value in os.environ.items() if name.startswith("MEDQA_MAX_")}
     modules = os.pathsep.join(str(Path(one).absolute()) for one in sys.path if one)
     return kept | _FEWER | {"PYTHONPATH": modules, "TMPDIR": folder, "HOME": folder}
 
 
-def _too_slow(path: Path, seconds: float) -> ReadError:
+def too_slow(path: Path, seconds: float) -> ReadError:
+    """Return the error of a reader that was stopped."""
     return ReadError(path, f"took longer than {seconds:g} s to read", "allow more time")
 
 
-def _called(code: int) -> str:
+def called(code: int) -> str:
+    """Return what people call an exit status, below 0 for a signal."""
     try:
         return signal.Signals(-code).name
     except ValueError:
@@ -294,7 +301,7 @@ def _told(cause: MedqaError | MemoryError, path: str, memory_bytes: int) -> Medq
     return ReadError(path, reason, "allow more memory")
 
 
-def _main(seconds: str, memory_bytes: str) -> None:
+def main(seconds: str, memory_bytes: str) -> None:
     """Read in the child: the answer goes where standard output was, which libraries print to."""
     from medqa.reader import read
 
@@ -316,4 +323,4 @@ def _main(seconds: str, memory_bytes: str) -> None:
 
 
 if __name__ == "__main__":
-    _main(*sys.argv[1:])
+    main(*sys.argv[1:])

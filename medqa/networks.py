@@ -43,6 +43,13 @@ _SHIFT = (-0.030, -0.088, -0.188)
 _SCALE = (0.458, 0.448, 0.450)
 
 
+# Values in a strip of the first convolution, before they are rounded: 1 MiB.
+_STRIP = 2**18
+
+# Rows and columns of a tap, and what to take away there.
+_Patch = tuple[slice, slice, Tensor]
+
+
 class Stem(nn.Module):
     """The first convolution, of the image and of a plane of ones.
 
@@ -56,28 +63,53 @@ class Stem(nn.Module):
         self.weight = nn.Parameter(torch.zeros(out, channels + 1, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(out))
         self.gives: torch.dtype | None = None
+        self._border: tuple[object, list[_Patch]] = (None, [])
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (N, channels, H, W) in [0, 1]."""
-        ones = self.weight[:, -1]
         # Where the kernel lies inside the image, the ones add up to a constant, ...
-        out = F.conv2d(
-            x.to(self.weight.dtype),
-            self.weight[:, :-1],
-            self.bias + ones.sum(dim=(1, 2)),
-            self.stride,
-            self.padding,
-        )
+        out = self.convolve(x, self.bias + self.weight[:, -1].sum(dim=(1, 2)))
         # ... and where it hangs over the border, those outside are missing.
+        for rows, columns, missing in self._missing(x.shape[2], x.shape[3]):
+            out[:, :, rows, columns] -= missing
+        return out
+
+    def convolve(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Convolve (N, channels, H, W) alone, without the ones."""
+        x, weight = x.to(self.weight.dtype), self.weight[:, :-1]
+        if self.gives is None:
+            return F.conv2d(x, weight, bias, self.stride, self.padding)
         if self.padding:
-            rows, columns = (self._outside(n) for n in x.shape[2:])
-            for low, high in _strips(rows):
-                out[:, :, low:high] -= _missing(ones, rows[low:high], columns)
-            (_, first), (last, _) = _strips(rows)
-            inner = rows[first:last]
-            for low, high in _strips(columns):
-                out[:, :, first:last, low:high] -= _missing(ones, inner, columns[low:high])
-        return out if self.gives is None else out.to(self.gives)
+            x = F.pad(x, [self.padding] * 4)
+        rows, columns = ((n - self.kernel) // self.stride + 1 for n in x.shape[2:])
+        out = x.new_empty((len(x), rows, columns, len(weight)), dtype=self.gives)
+        # On a processor a few rows at a time: they are rounded while they are in its cache.
+        values = len(x) * columns * len(weight)
+        step = max(1, _STRIP // values) if x.device.type == "cpu" else rows
+        for start in range(0, rows, step):
+            stop = min(start + step, rows)
+            seen = x[:, :, start * self.stride : (stop - 1) * self.stride + self.kernel]
+            strip = F.conv2d(seen, weight, bias, self.stride)
+            out[:, start:stop] = strip.permute(0, 2, 3, 1)
+        return out.permute(0, 3, 1, 2)
+
+    def _missing(self, rows: int, columns: int) -> list[_Patch]:
+        """Parts of the border, and what is missing there; the last size's are kept."""
+        known = (rows, columns, self.weight.device, self.weight.dtype)
+        if self._border[0] == known:
+            return self._border[1]
+        found: list[_Patch] = []
+        if self.padding:
+            ones = self.weight[:, -1]
+            down, across = self._outside(rows), self._outside(columns)
+            top, bottom = _strips(down)
+            inner = slice(top.stop, bottom.start)
+            parts = [(top, slice(None)), (bottom, slice(None))]
+            parts += [(inner, side) for side in _strips(across)]
+            found += [(r, c, _missing(ones, down[r], across[c])) for r, c in parts]
+        if not self.weight.requires_grad:  # or it may be another one next time
+            self._border = (known, found)
+        return found
 
     def _outside(self, size: int) -> Tensor:
         """(positions, kernel): 1 where that part of the kernel hangs over the border, else 0."""
@@ -88,13 +120,13 @@ class Stem(nn.Module):
         return ((under < 0) | (under >= size)).to(self.weight.dtype)
 
 
-def _strips(outside: Tensor) -> tuple[tuple[int, int], tuple[int, int]]:
+def _strips(outside: Tensor) -> tuple[slice, slice]:
     """Positions at the low and at the high end whose kernel hangs over the border."""
     inside = (~outside.any(dim=1)).nonzero()
     count = len(outside)
     if not len(inside):
-        return (0, count), (count, count)
-    return (0, int(inside[0])), (int(inside[-1]) + 1, count)
+        return slice(0, count), slice(count, count)
+    return slice(0, int(inside[0])), slice(int(inside[-1]) + 1, count)
 
 
 def _missing(ones: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

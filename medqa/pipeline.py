@@ -143,8 +143,8 @@ def judge_job(
     progress
         Called with the slices done and their number.
     read
-        What reads the two images: `medqa.read`, or `medqa.isolation.decode_isolated` where
-        strangers send them.
+        What reads the two images: `medqa.read`, or a `medqa.decoder.Decoder` where strangers
+        send them.
 
     Raises
     ------

@@ -91,8 +91,7 @@ def _layers(stages: Sequence[nn.Module] | nn.ModuleList) -> Iterator[nn.Module]:
 
 def _convolve(layer: nn.Module, d: Tensor) -> Tensor:
     if isinstance(layer, Stem):
-        out = F.conv2d(d, layer.weight[:, :-1], None, layer.stride, layer.padding)
-        return out if layer.gives is None else out.to(layer.gives)
+        return layer.convolve(d, None)
     if isinstance(layer, nn.Conv2d):
         return F.conv2d(d, layer.weight, None, layer.stride, layer.padding)
     raise TypeError(f"{type(layer).__name__} has no rule for differences")

@@ -33,6 +33,7 @@ from medqa.assessment import (
     Limit,
 )
 from medqa.files import write_file
+from medqa.pages import templates
 
 __all__ = [
     "IndexRow",
@@ -494,22 +495,14 @@ def _provisional(assessment: Assessment) -> list[str]:
 
 @cache
 def _templates() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("medqa"),
-        autoescape=True,  # names of regions come from whoever made the file
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    helpers = (
+    return templates(
         *(number, _exact, _at, _anchor, _ticks, _slice_ticks, _numbered, _aspect),
         *(_image_words, _unit_words, _utc, _provisional, _judged, _whole_image),
         *(_measure_words, _metric_words, _parts_words, _bound, _inside),
         *(_limit_level, _limit_subject, _origins),
+        badges=VERDICT_WORDS,
+        kept_names=tuple(_KEPT),
     )
-    environment.globals |= {helper.__name__.lstrip("_"): helper for helper in helpers}
-    environment.globals |= {"badges": VERDICT_WORDS, "kept_names": tuple(_KEPT)}
-    return environment
 
 
 def _page(name: str, **values: Any) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -36,11 +37,10 @@ def each(
     if count < 2:
         return map(function, items)
     inference, grad = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
-    openmp = ThreadpoolController().select(user_api="openmp")
 
     def narrow() -> None:
         torch.get_num_threads()  # sets this thread up, which would undo a limit set before
-        openmp.limit(limits=threads // count)
+        _openmp().limit(limits=threads // count)
 
     def run(item: _Item) -> _Result:
         with torch.inference_mode(inference), torch.set_grad_enabled(grad):
@@ -48,3 +48,9 @@ def each(
 
     with ThreadPoolExecutor(count, initializer=narrow) as pool:
         return list(pool.map(run, items))
+
+
+@cache
+def _openmp() -> ThreadpoolController:
+    """Return the libraries of torch's threads; a limit set there is of the calling thread."""
+    return ThreadpoolController().select(user_api="openmp")

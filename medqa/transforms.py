@@ -9,18 +9,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
-from monai.transforms import Compose, EnsureTyped, Lambdad, ScaleIntensityRanged, SpatialResample
 from numpy.typing import NDArray
 from torch import Tensor
 
 from medqa.errors import MismatchError, PixelError
 from medqa.image import TOLERANCE_VOXELS, Image, VoiLut, Window, voxels_apart
 from medqa.thresholds import FullRange, Percentiles, Profile, Windows
+
+if TYPE_CHECKING:
+    from monai.transforms import Compose
+
+# MONAI stands inside the functions that use it: importing it takes longer than torch does.
 
 __all__ = [
     "KEYS",
@@ -252,6 +255,8 @@ def _check_finite(image: Image) -> None:
 
 def window_display(name: str, window: Window) -> Display:
     """Return the display that a window is (PS3.3 C.11.2.1.2)."""
+    from monai.transforms import Lambdad
+
     if window.function == "SIGMOID":  # PS3.3 C.11.2.1.3.1
 
         def sigmoid(values: Tensor) -> Tensor:
@@ -267,12 +272,16 @@ def window_display(name: str, window: Window) -> Display:
 
 
 def _range(name: str, low: float, high: float) -> Display:
+    from monai.transforms import ScaleIntensityRanged
+
     scale = ScaleIntensityRanged(KEYS, a_min=low, a_max=high, b_min=0.0, b_max=1.0, clip=True)
     return Display(name, low, high, _chain(scale))
 
 
 def lut_display(name: str, voi: VoiLut) -> Display:
     """Return the display that a VOI LUT is (PS3.3 C.11.2.1.1)."""
+    from monai.transforms import Lambdad
+
     table = torch.from_numpy(voi.table)
 
     def look_up(values: Tensor) -> Tensor:
@@ -283,6 +292,8 @@ def lut_display(name: str, voi: VoiLut) -> Display:
 
 
 def _chain(*steps: object) -> Compose:
+    from monai.transforms import Compose, EnsureTyped
+
     ensure = EnsureTyped(KEYS, dtype=torch.float32, track_meta=False)
     return Compose([ensure, *steps, ensure])
 
@@ -365,6 +376,9 @@ def _resample(candidate: Image, reference: Image) -> Image:
 
     MONAI takes and returns whole volumes: both stay in memory, as float32.
     """
+    from monai.data import MetaTensor
+    from monai.transforms import SpatialResample
+
     whole = np.require(np.asarray(candidate.pixels), np.float32, ["C", "W"])
     moving = MetaTensor(torch.from_numpy(whole)[None], affine=candidate.affine)
     resampler = SpatialResample(mode="bilinear", padding_mode="border", align_corners=True)

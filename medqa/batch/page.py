@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from medqa.assessment import MEASURE_WORDS, VERDICT_WORDS, Level
 from medqa.files import write_file
+from medqa.pages import spread, templates
 from medqa.report import number
 
 __all__ = ["outliers", "ranking", "write_pages"]
@@ -190,7 +191,7 @@ def _strip(
     chosen = chosen[np.argsort(values[chosen], kind="stable")]
     dots = tuple(
         _Dot(float(values[row]) / top, y, int(row), str(columns["verdict"][row]))
-        for row, y in zip(chosen.tolist(), _spread(), strict=False)
+        for row, y in zip(chosen.tolist(), spread(), strict=False)
     )
     words, better = MEASURE_WORDS.get(measure, ("", "lower"))
     words = words or ("whole image" if measure == "distance" else "worst part of the pathology")
@@ -212,14 +213,6 @@ def _ticks(top: float) -> tuple[float, ...]:
     step = 10.0 ** math.floor(math.log10(top / (_TICKS - 1)))
     step *= next(k for k in (1, 2, 5, 10) if top / (k * step) <= _TICKS - 1)
     return tuple(k * step for k in range(math.floor(top / step + 1e-9) + 1))
-
-
-def _spread() -> Iterator[float]:
-    """Van der Corput's sequence: neighbours stand apart, and the same page comes out again."""
-    count = 0
-    while True:
-        count += 1
-        yield sum(((count >> bit) & 1) / 2 ** (bit + 1) for bit in range(count.bit_length()))
 
 
 def _target(columns: Mapping[str, Any], row: int, place: int) -> str:
@@ -246,15 +239,7 @@ def _figure(value: float | None, beside: Sequence[float | None] = ()) -> str:
 
 @cache
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("medqa"),
-        autoescape=True,  # names come from whoever made the table
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals |= {"badges": VERDICT_WORDS, "at": _at, "figure": _figure, "name": _name}
-    return environment.get_template("batch.html")
+    return templates(_at, _figure, _name, badges=VERDICT_WORDS).get_template("batch.html")
 
 
 def _page(**values: Any) -> bytes:

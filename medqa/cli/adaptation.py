@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medqa.cli.options import BackboneName, WeightsFolder
+from medqa.cli.options import BackboneName, Device, WeightsFolder
 
 if TYPE_CHECKING:
     from medqa.studies.adaptation import Adaptation
@@ -37,9 +37,7 @@ def adapt(
         str | None,
         typer.Option(metavar="NAME", help="Only the judgments of this group of readers."),
     ] = None,
-    device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda", help="Where the network runs.")
-    ] = "auto",
+    device: Device = "auto",
     weights: WeightsFolder = None,
 ) -> None:
     """Refit a network's layer weights to what readers prefer; write them as a new version.

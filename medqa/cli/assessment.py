@@ -12,7 +12,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medqa.cli.options import Db, LevelName, PrecisionName, TaskName, User, WeightsFolder
+from medqa.cli.options import (
+    Backbone,
+    Db,
+    Device,
+    LevelName,
+    NoRecord,
+    Precision,
+    PrecisionName,
+    Require,
+    RequireCalibrated,
+    TaskName,
+    User,
+    WeightsFolder,
+)
 from medqa.errors import UsageError
 
 if TYPE_CHECKING:
@@ -59,27 +72,16 @@ def assess(
     task: Annotated[
         TaskName, typer.Option(help="What was done to the image, where no profile is named.")
     ] = TaskName.routine,
-    backbone: Annotated[
-        str,
-        typer.Option(
-            metavar="gray|alex|squeeze|vgg|FILE", help="Network, or weights that adapt wrote."
-        ),
-    ] = "gray",
-    precision: Annotated[
-        PrecisionName, typer.Option(help="What the network computes in.")
-    ] = PrecisionName.float32,
-    device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda", help="Where the network runs.")
-    ] = "auto",
+    backbone: Backbone = "gray",
+    precision: Precision = PrecisionName.float32,
+    device: Device = "auto",
     planes: Annotated[
         int | None,
         typer.Option(
             min=1, metavar="N", help="Compare a volume in all three planes too, every N slices."
         ),
     ] = None,
-    require: Annotated[
-        LevelName, typer.Option(help="Level that exit code 0 stands for.")
-    ] = LevelName.diagnostic,
+    require: Require = LevelName.diagnostic,
     db: Db = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write record, report and pictures here.")
@@ -96,15 +98,11 @@ def assess(
     ] = None,
     reason: Annotated[str | None, typer.Option(metavar="TEXT", help="Why it is corrected.")] = None,
     *,
-    require_calibrated: Annotated[
-        bool, typer.Option("--require-calibrated", help="Refuse provisional limits.")
-    ] = False,
+    require_calibrated: RequireCalibrated = False,
     resample: Annotated[
         bool, typer.Option("--resample", help="Bring CANDIDATE to the grid of REFERENCE.")
     ] = False,
-    no_record: Annotated[
-        bool, typer.Option("--no-record", help="Leave no record in the database.")
-    ] = False,
+    no_record: NoRecord = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print only the record.")] = False,
 ) -> None:
     """Judge whether CANDIDATE may be read in place of REFERENCE.

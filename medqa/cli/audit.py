@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medqa.cli.options import Db, User, WeightsFolder
+from medqa.cli.options import Db, Device, User, WeightsFolder
 
 if TYPE_CHECKING:
     from medqa.audit import History, Verification
@@ -284,9 +284,7 @@ def audit_rerun(
     ] = None,
     db: Db = None,
     weights: WeightsFolder = None,
-    device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda", help="Where the network runs.")
-    ] = "auto",
+    device: Device = "auto",
     *,
     resample: Annotated[
         bool, typer.Option("--resample", help="It was brought to the reference's grid then.")

@@ -12,7 +12,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medqa.cli.options import Db, LevelName, PrecisionName, TaskName, User, WeightsFolder
+from medqa.cli.options import (
+    Backbone,
+    Db,
+    Device,
+    LevelName,
+    Precision,
+    PrecisionName,
+    Require,
+    RequireCalibrated,
+    TaskName,
+    User,
+    WeightsFolder,
+)
 from medqa.errors import UsageError
 
 if TYPE_CHECKING:
@@ -59,18 +71,9 @@ def batch(
     task: Annotated[
         TaskName, typer.Option(help="What was done to the images, where the table does not say.")
     ] = TaskName.routine,
-    backbone: Annotated[
-        str,
-        typer.Option(
-            metavar="gray|alex|squeeze|vgg|FILE", help="Network, or weights that adapt wrote."
-        ),
-    ] = "gray",
-    precision: Annotated[
-        PrecisionName, typer.Option(help="What the network computes in.")
-    ] = PrecisionName.float32,
-    device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda", help="Where the network runs.")
-    ] = "auto",
+    backbone: Backbone = "gray",
+    precision: Precision = PrecisionName.float32,
+    device: Device = "auto",
     jobs: Annotated[
         int | None,
         typer.Option(
@@ -90,9 +93,7 @@ def batch(
         ReportsName,
         typer.Option(help="Reports with pictures; of the other pairs without, or none at all."),
     ] = ReportsName.failed,
-    require: Annotated[
-        LevelName, typer.Option(help="Level that exit code 0 stands for.")
-    ] = LevelName.diagnostic,
+    require: Require = LevelName.diagnostic,
     db: Db = None,
     weights: WeightsFolder = None,
     user: User = None,
@@ -100,9 +101,7 @@ def batch(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on in DIR with what was stopped or killed.")
     ] = False,
-    require_calibrated: Annotated[
-        bool, typer.Option("--require-calibrated", help="Refuse provisional limits.")
-    ] = False,
+    require_calibrated: RequireCalibrated = False,
     resample: Annotated[
         bool, typer.Option("--resample", help="Bring candidates to the grid of their references.")
     ] = False,

@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["detectability"]
 
-# Beyond, the observer is hardly ever wrong, and a loss hides.
-_PLAIN = 0.98
-
 
 class CodecName(StrEnum):
     """The codecs, named here because importing them takes seconds."""
@@ -64,28 +61,32 @@ def detectability(
     slices: Annotated[int, typer.Option(min=1, help="Of each image at most, evenly spread.")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="Of the places of the lesions.")] = 0,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the figures here, as JSON.")
+        Path | None, typer.Option(metavar="DIR", help="Write the page and the figures here.")
     ] = None,
 ) -> None:
     """Put small lesions into images, compress them, and let a model observer look for them.
 
     Exit code 0: measured. 2: it cannot be measured on these images, or wrong use.
     """
-    import json
-    from dataclasses import asdict
     from functools import partial
 
-    from medqa._version import __version__
-    from medqa.compression.codecs import CODECS, version
+    from medqa.compression.codecs import CODECS
     from medqa.console import progress_bar, show, table
     from medqa.files import write_file
+    from medqa.report import prepare_folder
+    from medqa.studies.compression.lesions import TELLING
     from medqa.studies.compression.stored import read_stored
+    from medqa.studies.detectability_examples import examples
+    from medqa.studies.detectability_page import Asked, page, record
     from medqa.studies.detectability_study import detectability_by_ratio
     from medqa.studies.signals import Signal
 
+    # Whatever can be refused is refused before the work, not after it.
     asked = _ratios(ratios)
     signal = Signal(diameter, contrast, shape.value)
     chosen = CODECS[codec.value]
+    if out is not None:
+        prepare_folder(out)
     readers = [partial(read_stored, [one]) for one in images]
     with progress_bar("images") as progress:
         found = detectability_by_ratio(
@@ -109,19 +110,14 @@ def detectability(
         f"{chosen.title}; AUC before {_words(one.before)}; {one.places} places; "
         f"95 % intervals count {one.units} {one.unit}"
     )
-    if one.before.value > _PLAIN:
+    if one.before.value > TELLING[1]:
         typer.echo("Note: the lesion is so plain that little could be lost; take a fainter one.")
     if out is not None:
-        record = {
-            "medqa_version": __version__,
-            "codec": chosen.name,
-            "codec_version": version(chosen),
-            "lesion": asdict(signal),
-            "channels": channels.value,
-            "seed": seed,
-            "ratios": [asdict(at) for at in found],
-        }
-        typer.echo(f"figures: {write_file(out, json.dumps(record, indent=2).encode())}")
+        first = readers[0]()
+        what = Asked(chosen, signal, channels.value, len(images), slices, seed, first.image.unit)
+        seen = examples(first, chosen, asked, signal, seed)
+        typer.echo(f"page: {write_file(out / 'index.html', page(what, found, seen))}")
+        typer.echo(f"figures: {write_file(out / 'detectability.json', record(what, found))}")
 
 
 def _ratios(given: str) -> list[float]:

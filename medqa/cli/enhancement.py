@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from medqa.cli.options import Db, User, WeightsFolder
+from medqa.cli.options import Db, Device, NoRecord, User, WeightsFolder
 from medqa.errors import UsageError
 
 if TYPE_CHECKING:
@@ -38,13 +38,11 @@ _Profile = Annotated[
 _Backbone = Annotated[
     str, typer.Option(metavar="gray|alex|squeeze|vgg|FILE", help="Network of the distance.")
 ]
-_Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where the network runs.")]
 _Out = Annotated[Path, typer.Option(metavar="DIR", help="Write pages and results here.")]
 _Jobs = Annotated[int, typer.Option(min=1, metavar="N", help="Worker processes.")]
 _Resume = Annotated[
     bool, typer.Option("--resume", help="Go on where a study in this folder ended.")
 ]
-_NoRecord = Annotated[bool, typer.Option("--no-record", help="Leave no record in the database.")]
 
 
 def denoising(
@@ -64,14 +62,14 @@ def denoising(
     annotations: _Annotations = None,
     profile: _Profile = None,
     backbone: _Backbone = "gray",
-    device: _Device = "auto",
+    device: Device = "auto",
     jobs: _Jobs = 1,
     db: Db = None,
     weights: WeightsFolder = None,
     user: User = None,
     *,
     resume: _Resume = False,
-    no_record: _NoRecord = False,
+    no_record: NoRecord = False,
 ) -> None:
     """Judge denoising methods: what they took away, what they added, and which is best.
 
@@ -102,14 +100,14 @@ def super_resolution(
     annotations: _Annotations = None,
     profile: _Profile = None,
     backbone: _Backbone = "gray",
-    device: _Device = "auto",
+    device: Device = "auto",
     jobs: _Jobs = 1,
     db: Db = None,
     weights: WeightsFolder = None,
     user: User = None,
     *,
     resume: _Resume = False,
-    no_record: _NoRecord = False,
+    no_record: NoRecord = False,
 ) -> None:
     """Judge super-resolution methods: whether they stay true to their input, and which is best.
 

@@ -9,10 +9,16 @@ from typing import Annotated
 import typer
 
 __all__ = [
+    "Backbone",
     "BackboneName",
     "Db",
+    "Device",
     "LevelName",
+    "NoRecord",
+    "Precision",
     "PrecisionName",
+    "Require",
+    "RequireCalibrated",
     "SpoolFolder",
     "TaskName",
     "User",
@@ -93,3 +99,22 @@ User = Annotated[
         help="Who asks, for the record; by default the user of the operating system.",
     ),
 ]
+Backbone = Annotated[
+    str,
+    typer.Option(
+        "--backbone",
+        metavar="gray|alex|squeeze|vgg|FILE",
+        help="Network, or weights that adapt wrote.",
+    ),
+]
+Precision = Annotated[
+    PrecisionName, typer.Option("--precision", help="What the network computes in.")
+]
+Device = Annotated[
+    str, typer.Option("--device", metavar="auto|cpu|cuda", help="Where the network runs.")
+]
+Require = Annotated[LevelName, typer.Option("--require", help="Level that exit code 0 stands for.")]
+RequireCalibrated = Annotated[
+    bool, typer.Option("--require-calibrated", help="Refuse provisional limits.")
+]
+NoRecord = Annotated[bool, typer.Option("--no-record", help="Leave no record in the database.")]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medqa.cli.options import Db, User
+from medqa.cli.options import Db, NoRecord, User
 from medqa.errors import NotAssessableError, UsageError
 
 if TYPE_CHECKING:
@@ -40,9 +40,7 @@ def qc(
     db: Db = None,
     user: User = None,
     *,
-    no_record: Annotated[
-        bool, typer.Option("--no-record", help="Leave no record in the database.")
-    ] = False,
+    no_record: NoRecord = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print only the records.")] = False,
 ) -> None:
     """Measure the technical quality of images: noise, sharpness, contrast and what else applies.

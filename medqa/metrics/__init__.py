@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from medqa.metrics.bands import EDGE_FIDELITY, TEXTURE_FIDELITY, edge_fidelity, texture_fidelity
 from medqa.metrics.companions import (
@@ -21,8 +22,10 @@ from medqa.metrics.companions import (
     vif,
 )
 from medqa.metrics.composite import composite, quality_word
-from medqa.metrics.lpips_metric import LPIPSd, LPIPSHandler, LPIPSMetric
 from medqa.metrics.measure import Measure
+
+if TYPE_CHECKING:
+    from medqa.metrics.lpips_metric import LPIPSd, LPIPSHandler, LPIPSMetric
 
 __all__ = [
     "MEASURES",
@@ -51,3 +54,12 @@ __all__ = [
 MEASURES: Mapping[str, Measure] = MappingProxyType(
     {one.name: one for one in (*COMPANIONS, EDGE_FIDELITY, TEXTURE_FIDELITY)}
 )
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when first used: MONAI, whose classes these extend, takes seconds.
+    if name not in ("LPIPSHandler", "LPIPSMetric", "LPIPSd"):
+        raise AttributeError(f"module 'medqa.metrics' has no attribute {name!r}")
+    from medqa.metrics import lpips_metric
+
+    return getattr(lpips_metric, name)

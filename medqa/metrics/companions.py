@@ -22,12 +22,10 @@ from functools import lru_cache
 from importlib import util
 from itertools import pairwise
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 
-import piq  # type: ignore[import-untyped]  # it ships no type information
 import torch
 import torch.nn.functional as F
-from monai.metrics.regression import compute_ssim_and_cs
 from torch import Tensor
 
 from medqa.errors import PixelError, RegionError, UsageError, WeightsError
@@ -83,6 +81,8 @@ def ssim(
     """
 
     def compute(x: Tensor, y: Tensor) -> Tensor:
+        from monai.metrics.regression import compute_ssim_and_cs  # seconds, like `_piq`
+
         window, sigma = (_SSIM_WINDOW,) * 2, (1.5, 1.5)
         found, _ = compute_ssim_and_cs(y, x, 2, kernel_size=window, kernel_sigma=sigma)
         edge = _SSIM_WINDOW // 2
@@ -100,7 +100,7 @@ def ms_ssim(
     """
     return _measured(
         "ms_ssim",
-        lambda x, y: piq.multi_scale_ssim(y, x, reduction="none"),
+        lambda x, y: _piq().multi_scale_ssim(y, x, reduction="none"),
         (reference, candidate, data_range, mask),
     )
 
@@ -116,7 +116,7 @@ def vif(
     """
 
     def compute(x: Tensor, y: Tensor) -> Tensor:
-        found: Tensor = piq.vif_p(y, x, reduction="none")
+        found: Tensor = _piq().vif_p(y, x, reduction="none")
         return found.masked_fill(x.amax(dim=(1, 2, 3)) == x.amin(dim=(1, 2, 3)), math.nan)
 
     return _measured("vif", compute, (reference, candidate, data_range, mask))
@@ -132,9 +132,8 @@ def haarpsi(
     """
 
     def compute(x: Tensor, y: Tensor) -> Tensor:
-        found: Tensor = piq.haarpsi(y, x, reduction="none").clamp(
-            max=1
-        )  # its logit rounds beyond 1
+        found: Tensor = _piq().haarpsi(y, x, reduction="none")
+        found = found.clamp(max=1)  # its logit rounds beyond 1
         return found.masked_fill(torch.maximum(x, y).amax(dim=(1, 2, 3)) == 0, math.nan)
 
     return _measured("haarpsi", compute, (reference, candidate, data_range, mask))
@@ -150,7 +149,7 @@ def fsim(
     """
     return _measured(
         "fsim",
-        lambda x, y: piq.fsim(y, x, chromatic=False, reduction="none"),
+        lambda x, y: _piq().fsim(y, x, chromatic=False, reduction="none"),
         (reference, candidate, data_range, mask),
     )
 
@@ -165,7 +164,7 @@ def gmsd(
     """
     return _measured(
         "gmsd",
-        lambda x, y: piq.gmsd(y, x, reduction="none"),
+        lambda x, y: _piq().gmsd(y, x, reduction="none"),
         (reference, candidate, data_range, mask),
     )
 
@@ -372,6 +371,14 @@ def _measured(
     if min(reference.shape[2:]) < record.smallest_side:
         return images[0].new_full((len(reference),), math.nan)
     return compute(*(image / data_range for image in images))
+
+
+def _piq() -> ModuleType:
+    """Return piq, imported where it first measures: it loads torchvision, which takes seconds."""
+    import piq  # type: ignore[import-untyped]  # it ships no type information
+
+    found: ModuleType = piq
+    return found
 
 
 def _mean(values: Tensor, mask: Tensor | None) -> Tensor:

@@ -10,6 +10,7 @@ from functools import cache
 import jinja2
 
 from medqa._version import __version__
+from medqa.pages import templates
 from medqa.quality.alerts import QUIET, Watched
 from medqa.quality.charts import RULES, SMALLEST_BASELINE, Rule, Side, Signal, worse
 from medqa.quality.series import Change, History
@@ -254,13 +255,4 @@ def _unlike(change: Change) -> str:
 
 @cache
 def _templates() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("medqa"),
-        autoescape=True,  # names of devices come from files
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    helpers = (_number, _with_unit, _words, _plain, _unlike)
-    environment.globals |= {helper.__name__.lstrip("_"): helper for helper in helpers}
-    return environment
+    return templates(_number, _with_unit, _words, _plain, _unlike)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,6 +14,7 @@ import jinja2
 
 from medqa import pictures
 from medqa.files import write_file
+from medqa.pages import spread, templates
 from medqa.quality.examine import Examination
 from medqa.quality.measures import WORDS
 from medqa.quality.record import Measured, QualityRecord
@@ -175,7 +176,7 @@ def _strips(members: Sequence[Examined]) -> list[_Plot]:
         axis, unit = _axis(values), pairs[0][1].unit
         dots = tuple(
             _Dot(axis.place(value), y, image.label, value_words(value, unit), image.page)
-            for (value, image), y in zip(defined, _spread(), strict=False)
+            for (value, image), y in zip(defined, spread(), strict=False)
         )
         half = len(values) // 2
         median = (values[half] + values[~half]) / 2
@@ -187,14 +188,6 @@ def _axis(values: Sequence[float]) -> _Axis:
     low, high = min(values), max(values)
     room = (high - low) / 20 or abs(high) / 10 or 1.0
     return _Axis(low - room if low < 0 else max(low - room, 0.0), high + room)
-
-
-def _spread() -> Iterator[float]:
-    """Van der Corput's sequence: neighbours stand apart, and the same page comes out again."""
-    count = 0
-    while True:
-        count += 1
-        yield sum(((count >> bit) & 1) / 2 ** (bit + 1) for bit in range(count.bit_length()))
 
 
 def value_words(value: float | None, unit: str) -> str:
@@ -223,16 +216,7 @@ def _at(share: float) -> str:
 
 @cache
 def _templates() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("medqa"),
-        autoescape=True,  # names of files and devices come from elsewhere
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    helpers = (value_words, _unit, _better, _words, _at)
-    environment.globals |= {helper.__name__.lstrip("_"): helper for helper in helpers}
-    return environment
+    return templates(value_words, _unit, _better, _words, _at)
 
 
 def _page(name: str, **values: Any) -> bytes:

@@ -28,7 +28,6 @@ from sqlalchemy import (
     func,
     insert,
     literal_column,
-    or_,
     select,
     update,
 )
@@ -59,8 +58,10 @@ __all__ = [
     "found",
     "lease",
     "listed",
+    "oldest",
     "retry",
     "undelivered",
+    "unfinished",
 ]
 
 State = Literal["waiting", "leased", "done", "dead"]
@@ -74,6 +75,7 @@ _BACK_OFF = 15.0  # seconds after the first failure; four times as many after ea
 _PREFIX_LENGTH = 8
 _BATCH = 500  # ids in a query: databases bound them
 _JOB = TypeAdapter(Job)
+_UNFINISHED = ("waiting", "leased")
 
 
 class QueueFullError(StoreError):
@@ -172,8 +174,7 @@ def enqueue(
         found = connection.execute(_shown().where(jobs.c.key == key)).first()
         if found is not None:
             return Queued(*found), False
-        unfinished = select(func.count()).where(jobs.c.state.in_(("waiting", "leased")))
-        if connection.execute(unfinished).scalar_one() >= most:
+        if _count_unfinished(connection) >= most:
             raise QueueFullError(
                 store.url_for_people, f"{most} jobs wait already", "send it again later"
             )
@@ -202,8 +203,8 @@ def enqueue(
 def lease(store: Store, worker: str, seconds: float = LEASE_SECONDS) -> Leased | None:
     """Take the job that is due the longest; None where there is none.
 
-    A job whose worker died comes back here once its lease has run out. One that was tried as
-    often as may be is dead instead.
+    A job whose worker died comes back here, before the others, once its lease has run out. One
+    that was tried as often as may be is dead instead.
 
     Raises
     ------
@@ -213,18 +214,18 @@ def lease(store: Store, worker: str, seconds: float = LEASE_SECONDS) -> Leased |
     while True:
         with store.changing() as connection:
             moment = _now(connection)
-            due = or_(
-                and_(jobs.c.state == "waiting", jobs.c.due_at <= moment),
-                and_(jobs.c.state == "leased", jobs.c.leased_until < moment),
-            )
             query = (
-                select(jobs.c.job_id, jobs.c.job, jobs.c.results, jobs.c.attempts, jobs.c.state)
-                .where(due)
+                select(jobs.c.job_id, jobs.c.job, jobs.c.results, jobs.c.attempts)
                 .order_by(jobs.c.due_at)
                 .limit(1)
                 .with_for_update(skip_locked=True)  # on SQLite, the transaction is alone anyway
             )
-            row = connection.execute(query).first()
+            # One after the other: of an OR, databases sort all that wait to find the first.
+            run_out = and_(jobs.c.state == "leased", jobs.c.leased_until < moment)
+            waiting = and_(jobs.c.state == "waiting", jobs.c.due_at <= moment)
+            row = connection.execute(query.where(run_out)).first()
+            if row is None:
+                row = connection.execute(query.where(waiting)).first()
             if row is None:
                 return None
             if row.attempts >= MOST_ATTEMPTS:
@@ -365,6 +366,31 @@ def counts(store: Store) -> dict[State, int]:
     return {state: found.get(state, 0) for state in ("waiting", "leased", "done", "dead")}
 
 
+def unfinished(store: Store) -> int:
+    """How many jobs wait or are being done; fast however many are done.
+
+    Raises
+    ------
+    StoreError
+        The database cannot be read.
+    """
+    with store.reading() as connection:
+        return _count_unfinished(connection)
+
+
+def oldest(store: Store) -> float | None:
+    """When the job was sent that has waited longest, in seconds since 1970; None without any.
+
+    Raises
+    ------
+    StoreError
+        The database cannot be read.
+    """
+    query = select(func.min(jobs.c.enqueued_at)).where(jobs.c.state.in_(_UNFINISHED))
+    with store.reading() as connection:
+        return cast(float | None, connection.scalar(query))
+
+
 def found(store: Store, job_ids: Sequence[str]) -> dict[str, Queued]:
     """Return jobs by id, as far as they are there.
 
@@ -411,6 +437,11 @@ def deliver(store: Store, job_id: str) -> None:
     """
     with store.changing() as connection:
         _set(connection, job_id, delivered_at=_now(connection))
+
+
+def _count_unfinished(connection: Connection) -> int:
+    query = select(func.count()).where(jobs.c.state.in_(_UNFINISHED))
+    return int(connection.execute(query).scalar_one())
 
 
 def _shown() -> Select[Any]:

@@ -7,6 +7,7 @@ of the slices that the report shows. Nothing here is needed to judge, or to prov
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter, ValidationError
 from skimage.measure import find_contours
 
-from medqa.assessment import Assessment, Evidence, Job
+from medqa.assessment import Assessment, Evidence, ImageInput, Job
 from medqa.dicom.files import header, reading
 from medqa.dicom.geometry import arrange, order_of, plane
 from medqa.errors import ReadError
@@ -125,8 +126,8 @@ def write_kept(assessment: Assessment, job: Job, folder: Path, files: Path) -> N
         if room >= 0:
             maps.append(one)
     what = Kept(
-        reference=_ordered(job.reference, files) if scored else (),
-        candidate=_ordered(job.candidate, files) if scored else (),
+        reference=_ordered(job.reference, files, assessment.inputs.reference) if scored else (),
+        candidate=_ordered(job.candidate, files, assessment.inputs.candidate) if scored else (),
         maps=tuple(KeptMap(one.index, one.window) for one in maps),
         outlines=tuple(outline for one in shown.values() for outline in _outlines(assessment, one)),
     )
@@ -169,12 +170,19 @@ def kept_map(folder: Path, index: int) -> NDArray[np.float16]:
         return found
 
 
-def _ordered(given: str | Sequence[str], files: Path) -> tuple[str, ...]:
+def _ordered(
+    given: str | Sequence[str], files: Path, recorded: ImageInput | None
+) -> tuple[str, ...]:
     """Digests of an image's files in the order of its slices; () where one is not in the spool."""
     paths = [Path(one) for one in ([given] if isinstance(given, str) else given)]
     if any(one.parent != files or not _DIGEST.fullmatch(one.name) for one in paths):
         return ()
     if len(paths) > 1:
+        names = tuple(one.name for one in paths)
+        for guess in (names, names[::-1]):  # by instance number, mostly: then no header is read
+            digest = hashlib.sha256("\n".join(guess).encode()).hexdigest()
+            if recorded is not None and digest == recorded.file_sha256:
+                return guess
         with reading(files):
             headers = [header(one) for one in paths]
             planes, orders = [plane(ds, 0) for ds in headers], [order_of(ds, 0) for ds in headers]

@@ -9,7 +9,7 @@ import socket
 import threading
 import traceback
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import parent_process
 from multiprocessing.synchronize import Event
@@ -19,9 +19,10 @@ import torch
 
 from medqa.assessment import Assessment, Job
 from medqa.audit import Store
+from medqa.decoder import Decoder
 from medqa.dicom_results import write_dicom
 from medqa.errors import ConflictError, MedqaError, StoreError
-from medqa.isolation import decode_isolated
+from medqa.image import Image
 from medqa.lpips import GrayLPIPS, choose_device
 from medqa.pipeline import judge_job
 from medqa.queue.jobs import (
@@ -62,8 +63,12 @@ class Networks:
         return self._loaded[name]
 
 
-def do(store: Store, leased: Leased, networks: Networks) -> State | None:
-    """Do a job: assess, write its results, and record it; return its state then.
+#: Reads an image of a file, a folder or files, as `medqa.read` does.
+Reads = Callable[[str | tuple[str, ...]], Image]
+
+
+def do(store: Store, leased: Leased, networks: Networks, read: Reads) -> State | None:
+    """Do a job: read, assess, write its results, and record it; return its state then.
 
     None where the job turned out to be another worker's: nothing was recorded.
 
@@ -75,7 +80,7 @@ def do(store: Store, leased: Leased, networks: Networks) -> State | None:
     job = leased.job
     try:
         with _alive(store, leased):
-            assessment = judge_job(job, store.key, network=networks(job), read=decode_isolated)
+            assessment = judge_job(job, store.key, network=networks(job), read=read)
             if leased.results is not None:
                 with _results(assessment, job, Path(leased.results)):
                     extend(store, leased)  # no results over those of whoever has the job now
@@ -113,6 +118,10 @@ def work(
     idle_seconds: float = IDLE_SECONDS,
 ) -> None:
     """Do jobs, one after another, until told to stop or alone: the body of a worker's process."""
+    # Seconds, which whoever waits for the first job should not wait for.
+    import monai.transforms  # noqa: F401
+    import piq  # type: ignore[import-untyped] # noqa: F401
+
     torch.set_num_threads(1)  # one processor for each worker
     name = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
     networks = Networks(weights)
@@ -123,11 +132,11 @@ def work(
 
     while not told():
         try:
-            with Store.open(url) as store:
+            with Store.open(url) as store, Decoder() as read:
                 while not told():
                     leased = lease(store, name)
                     if leased is not None:
-                        do(store, leased, networks)
+                        do(store, leased, networks, read)
                     elif until_empty:
                         return
                     else:

@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
-from monai.transforms import SpatialResample
 from numpy.typing import NDArray
 
 __all__ = ["onto"]
@@ -42,6 +40,9 @@ def onto(
     The labels on the part of the reference's grid where there can be any, and the (slice, row,
     column) at which that part begins. It is empty where the two do not meet.
     """
+    from monai.data import MetaTensor  # seconds, which marks on the image's own grid do not need
+    from monai.transforms import SpatialResample
+
     low, high = _box(labels.shape, affine, reference, shape)
     size = [int(n) for n in high - low]
     found = np.zeros(size, labels.dtype)

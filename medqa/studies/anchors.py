@@ -29,6 +29,7 @@ from medqa.errors import PixelError, ReadError, UsageError
 from medqa.image import Image
 from medqa.lpips import SMALLEST_SIDE, GrayLPIPS
 from medqa.reader import dicom_files, read
+from medqa.studies.detectability_study import spread_over
 from medqa.thresholds import Profile, check_modality
 from medqa.transforms import Display, check_pixels, displays, pixels_of
 
@@ -282,19 +283,13 @@ def replay(
         image = read(one.paths)
         check_pixels(image, SMALLEST_SIDE)
         shown = displays(profile, image)
-        for index in _spread_over(len(one.places), slices):
+        for index in spread_over(len(one.places), slices):
             measure = partial(_measured, network, shown, image, one.places[index])
             found += [
                 Replayed(numbers[one.source], number, index, *row) for row in measure(codec, ratios)
             ]
     progress(len(images), len(images))
     return tuple(found)
-
-
-def _spread_over(count: int, most: int) -> list[int]:
-    """Return at most so many of `count` indices: the middles of as many equal parts."""
-    parts = min(count, most)
-    return [int((2 * part + 1) * count / (2 * parts)) for part in range(parts)]
 
 
 @torch.inference_mode()

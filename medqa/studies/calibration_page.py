@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
 import jinja2
 
+from medqa import pages
 from medqa._version import __version__
 from medqa.assessment import MEASURE_WORDS
 from medqa.studies.calibration import Calibration
@@ -106,7 +107,9 @@ def _strips(study: ReaderStudy, calibration: Calibration) -> _Strips:
             for value, one in zip(values, study.images, strict=True)
             if one.unacceptable == unacceptable
         )
-        return tuple(_Dot(axis.place(value), y) for value, y in zip(shown, _spread(), strict=False))
+        return tuple(
+            _Dot(axis.place(value), y) for value, y in zip(shown, pages.spread(), strict=False)
+        )
 
     return replace(
         axis,
@@ -130,14 +133,6 @@ def root_ticks(high: float) -> tuple[float, ...]:
         if value <= high and math.sqrt(value / high) - math.sqrt(chosen[-1] / high) >= _APART:
             chosen.append(value)
     return tuple(chosen)
-
-
-def _spread() -> Iterator[float]:
-    """Van der Corput's sequence: neighbours stand apart, and the same page comes out again."""
-    count = 0
-    while True:
-        count += 1
-        yield sum(((count >> bit) & 1) / 2 ** (bit + 1) for bit in range(count.bit_length()))
 
 
 def _polyline(calibration: Calibration) -> str:
@@ -181,14 +176,8 @@ def _estimate(one: Estimate | None, form: str = "share") -> str:
 @cache
 def templates() -> jinja2.Environment:
     """Templates of the pages of a calibration, with their helpers."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("medqa"),
-        autoescape=True,  # readers' names come from whoever made the table
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    return pages.templates(
+        *(_measure_words, _number, _title, _per_cent, _in_hundred, _estimate),
+        band=_BAND,
+        side=_SIDE,
     )
-    helpers = (_measure_words, _number, _title, _per_cent, _in_hundred, _estimate)
-    environment.globals |= {helper.__name__.lstrip("_"): helper for helper in helpers}
-    environment.globals |= {"band": _BAND, "side": _SIDE}
-    return environment

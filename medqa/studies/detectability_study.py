@@ -16,7 +16,7 @@ from medqa.studies.detectability import Detectability, Processes, Responses, eva
 from medqa.studies.observer import Channels
 from medqa.studies.signals import Signal
 
-__all__ = ["AtRatio", "codec_process", "detectability_by_ratio"]
+__all__ = ["AtRatio", "codec_process", "detectability_by_ratio", "spread_over"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def detectability_by_ratio(
         check(codec, stored.samples, image.source)
         if image.spacing_mm is None:
             raise UsageError(image.source, "has no pixel spacing", "give images that have one")
-        indices = _spread(image.shape[0], slices)
+        indices = spread_over(image.shape[0], slices)
         answers.append(
             respond(
                 np.stack([image.pixels[index] for index in indices]),
@@ -123,7 +123,7 @@ def _as_stored(stored: StoredImage, index: int, values: NDArray[Any]) -> NDArray
     return nearest
 
 
-def _spread(count: int, most: int) -> list[int]:
-    """Choose at most so many slices: the middles of as many equal parts."""
+def spread_over(count: int, most: int) -> list[int]:
+    """Choose at most so many of `count` slices: the middles of as many equal parts."""
     parts = min(count, most)
     return [(2 * part + 1) * count // (2 * parts) for part in range(parts)]

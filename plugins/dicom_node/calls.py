@@ -11,9 +11,12 @@ from typing import Any
 from pydicom import Dataset
 from pydicom.uid import (
     UID,
-    AllTransferSyntaxes,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEG2000TransferSyntaxes,
+    JPEGLSTransferSyntaxes,
+    JPEGTransferSyntaxes,
+    RLELossless,
 )
 from pynetdicom import StoragePresentationContexts, build_context, build_role
 from pynetdicom.association import Association
@@ -33,8 +36,11 @@ _GET = UID("1.2.840.10008.5.1.4.1.2.2.3")
 _LOG = logging.getLogger("medqa.dicom-node")
 _PENDING = (0xFF00, 0xFF01)  # PS3.4 C.4.1.1.4
 _STORED = (0x0000, 0xB000, 0xB006, 0xB007)  # success, and stored with a warning: PS3.4 B.2.3
-_PLAIN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
-_SYNTAXES: list[str | UID] = [*_PLAIN, *(one for one in AllTransferSyntaxes if one.is_compressed)]
+_PLAIN: list[str | UID] = [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
+# Of images that are no video, as archives keep them (PS3.5 10); JPEG 2000 has HTJ2K with it.
+_COMPRESSED: list[str | UID] = [
+    *(*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes, RLELossless),
+]
 _MOST_SERIES = 1000  # of a study, that are asked for
 _COMMON = [str(one.abstract_syntax) for one in StoragePresentationContexts]
 _CONTEXTS = 128  # in one association: PS3.8 9.3.2.2
@@ -147,16 +153,28 @@ def _get(
     classes: frozenset[str],
     handlers: Sequence[Handler],
 ) -> bool:
-    """C-GET; the peer chooses one transfer syntax for each class."""
-    contexts = [build_context(_GET)]
+    """C-GET, in whichever transfer syntax the peer has each image."""
     wanted = sorted(classes) or _COMMON  # SOP Class UID is an optional key of a query
-    contexts += [build_context(uid, _SYNTAXES) for uid in wanted]
-    roles = [build_role(UID(uid), scp_role=True) for uid in wanted[: _CONTEXTS - 1]]
-    with _associated(settings, peer, contexts[:_CONTEXTS], roles, handlers) as assoc:
+    wanted = wanted[: _CONTEXTS - 1]
+    contexts = [build_context(_GET), *_receivable(wanted)]
+    roles = [build_role(UID(uid), scp_role=True) for uid in wanted]
+    with _associated(settings, peer, contexts, roles, handlers) as assoc:
         if assoc is None or not any(one.abstract_syntax == _GET for one in assoc.accepted_contexts):
             return False
         answers = assoc.send_c_get(_series(study_uid, series_uid), _GET)
         return _completed("C-GET", [status for status, _ in answers])
+
+
+def _receivable(classes: Sequence[str]) -> list[PresentationContext]:
+    """Contexts to receive classes in: each compressed syntax apart, as far as there is room.
+
+    Of the syntaxes of one context a peer accepts a single one (PS3.8 9.3.3.2), and Orthanc takes
+    one that is not compressed. What it holds compressed it then sends only if it can decode it.
+    """
+    if len(classes) * (1 + len(_COMPRESSED)) >= _CONTEXTS:
+        return [build_context(uid, _PLAIN + _COMPRESSED) for uid in classes]
+    apart = [[one] for one in _COMPRESSED]
+    return [build_context(uid, syntaxes) for uid in classes for syntaxes in (_PLAIN, *apart)]
 
 
 def _completed(service: str, answers: Sequence[Dataset]) -> bool:

@@ -5,6 +5,7 @@
     spool/files/<SHA-256 of the file>
     spool/series/<digest of the study>/<of the series>/<of the instance> -> the file
     spool/settled/<digest of the series>    when it was last changed, once it was dealt with
+    spool/used/<digest of the series>       changed when a job last needed it, or it was sent again
 
 An instance is a link in the folder of its series, so that folder is an image as `medqa.read` takes
 it, and the time it was changed is when the last instance came: nothing has to be remembered
@@ -25,12 +26,12 @@ from pathlib import Path
 
 from pydicom import Dataset
 
+from medqa.derivation import is_ours
 from medqa.dicom.files import header, reading
-from medqa.dicom_results.device import MANUFACTURER
 from medqa.errors import ReadError, UsageError
 from medqa.queue.submission import Spool
 
-__all__ = ["Series", "holders", "is_own", "keep", "mark", "purge", "series", "settled"]
+__all__ = ["Series", "holders", "keep", "mark", "purge", "series", "settled", "use"]
 
 _CHUNK = 2**20
 
@@ -79,19 +80,14 @@ def keep(spool: Spool, path: Path) -> bool:
     if not uid or uid != stated:
         mend = "its sender must mend its header"
         raise ReadError(path, "is not the instance that its sender says", mend)
-    if is_own(found):
+    if is_ours(found):
         return False
     content = spool.put(_chunks(path))
     folder = spool.folder / "series" / _digest(found, "StudyInstanceUID")
     folder /= _digest(found, "SeriesInstanceUID")
-    _link(folder, _named(uid), content)
+    if not _link(folder, _named(uid), content):
+        use(spool, folder.name)  # sent again
     return True
-
-
-def is_own(found: Dataset) -> bool:
-    """Whether an object is a result of medqa's, which must never be assessed again."""
-    maker = str(found.get("Manufacturer") or ""), str(found.get("ManufacturerModelName") or "")
-    return maker == (MANUFACTURER, MANUFACTURER)
 
 
 def series(spool: Spool) -> Iterator[Series]:
@@ -141,10 +137,23 @@ def mark(spool: Spool, one: Series) -> None:
     part.replace(folder / one.name)
 
 
-def purge(spool: Spool, before: float) -> None:
-    """Delete series that nothing was added to since, and their files that no other series holds.
+def use(spool: Spool, name: str) -> None:
+    """Note that a series was needed now; lost with the power, it counts from what came last.
 
-    Other hosts' files in the same spool stay.
+    Parameters
+    ----------
+    name
+        Of its folder.
+    """
+    folder = spool.folder / "used"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    (folder / name).touch(mode=0o600)
+
+
+def purge(spool: Spool, before: float) -> None:
+    """Delete series that nobody needed and nothing was added to since, and their files.
+
+    Files that another series holds stay, and so do other hosts' in the same spool.
 
     Parameters
     ----------
@@ -153,20 +162,28 @@ def purge(spool: Spool, before: float) -> None:
     """
     let_go: set[str] = set()
     for one in list(series(spool)):
-        if one.changed / 1e9 < before:
+        if max(one.changed / 1e9, _used(spool, one)) < before:
             let_go |= _contents(one.folder)
             shutil.rmtree(one.folder, ignore_errors=True)
-            (spool.folder / "settled" / one.name).unlink(missing_ok=True)
+            for notes in ("settled", "used"):
+                (spool.folder / notes / one.name).unlink(missing_ok=True)
             with suppress(OSError):
                 one.folder.parent.rmdir()  # where it was the study's last
     held = {name for one in series(spool) for name in _contents(one.folder)}
     files = spool.folder / "files"
-    for name in let_go - held:
-        (files / name).unlink(missing_ok=True)
-    for part in files.glob(".*.part"):  # of a process that was killed
+    # What was put there again since is another host's; parts are of a process that was killed.
+    for path in (*(files / name for name in let_go - held), *files.glob(".*.part")):
         with suppress(FileNotFoundError):
-            if part.stat().st_mtime < before:
-                part.unlink()
+            if path.stat().st_mtime < before:
+                path.unlink()
+
+
+def _used(spool: Spool, one: Series) -> float:
+    """When a series was needed last: seconds since 1970, 0 where it never was."""
+    try:
+        return (spool.folder / "used" / one.name).stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _contents(folder: Path) -> set[str]:
@@ -174,8 +191,8 @@ def _contents(folder: Path) -> set[str]:
     return {Path(os.readlink(link)).name for link in folder.iterdir() if link.is_symlink()}
 
 
-def _link(folder: Path, name: str, content: Path) -> None:
-    """Put an instance into its series, durably."""
+def _link(folder: Path, name: str, content: Path) -> bool:
+    """Put an instance into its series, durably; return whether that changed anything."""
     target = os.path.relpath(content, folder)
     part = folder / f".{uuid.uuid4().hex}"
     try:
@@ -185,7 +202,7 @@ def _link(folder: Path, name: str, content: Path) -> None:
                 _sync(above)
         with suppress(FileNotFoundError):
             if os.readlink(folder / name) == target:
-                return  # sent again
+                return False
         part.symlink_to(target)
         part.replace(folder / name)
         _sync(folder)
@@ -193,6 +210,7 @@ def _link(folder: Path, name: str, content: Path) -> None:
         raise UsageError(
             folder, f"cannot be written ({error.strerror})", "check the space on its disk"
         ) from error
+    return True
 
 
 def _digest(found: Dataset, keyword: str) -> str:

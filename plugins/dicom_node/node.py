@@ -22,6 +22,7 @@ from medqa.audit import Store, pseudonym
 from medqa.errors import MedqaError, UsageError
 from medqa.pairing import Pair
 from medqa.queue import Queued, deliver, undelivered
+from medqa.queue.jobs import oldest
 from medqa.queue.submission import Spool, submit
 
 from . import inbox, pairs
@@ -39,6 +40,7 @@ _LONGEST_WAIT = 900.0  # seconds between two tries of what fails again and again
 _DAY = 86400.0
 _FILES = ("sr.dcm", "summary.dcm", "distance-map.dcm")
 _MOST_UNDELIVERED = 1000  # looked at in one turn
+_Files = tuple[tuple[str, ...], tuple[str, ...]]  # of a reference and of a candidate
 
 
 @dataclass
@@ -55,6 +57,10 @@ class _Tries:
         wait = self.due[name][1] * 2 if name in self.due else self.first
         wait = min(wait, _LONGEST_WAIT)
         self.due[name] = time.monotonic() + wait, wait
+
+    def later(self, name: str, seconds: float) -> None:
+        """Wait for what is under way: that is no failure."""
+        self.due[name] = time.monotonic() + seconds, self.first / 2
 
     def succeeded(self, name: str) -> None:
         self.due.pop(name, None)
@@ -119,6 +125,7 @@ class _Sorting:
         self._settings, self._spool, self._store = settings, spool, store
         self._tries = _Tries(max(5.0, settings.quiet_seconds))
         self._known: dict[str, int] = {}  # when a series was dealt with, or tried, and changed
+        self._submitted: dict[str, set[_Files]] = {}  # of a series that waits: its pairs
         self._cleaned = 0.0
 
     def __call__(self) -> None:
@@ -129,29 +136,31 @@ class _Sorting:
                 continue
             if self._known.get(one.name) != one.changed:
                 self._tries.succeeded(one.name)
+                self._submitted.pop(one.name, None)
                 self._known[one.name] = one.changed
             if self._tries.is_due(one.name) and not _attempt(partial(self._deal_with, one)):
                 self._tries.failed(one.name)
         if time.monotonic() - self._cleaned > _DAY / 24 or not self._cleaned:
             self._cleaned = time.monotonic()
             sweep(self._spool, 10 * self._settings.limits.network_seconds)
-            inbox.purge(self._spool, time.time() - _DAY * self._settings.limits.keep_days)
+            self._purge()
 
     def _deal_with(self, one: Series) -> None:
         """Submit the derived images of a series, or have their sources fetched."""
         found = pairs.find(self._spool, one, self._settings.quiet_seconds)
         for pair in found.pairs:
             self._submit(one, pair)
-        if found.open == "incomplete":  # a moment later it is
+        if found.open == "incomplete":
+            self._tries.later(one.name, found.wait)
             return
         if found.open is not None:
             _LOG.warning("series %s waits: %s", self._code(one), found.open)
-            if self._tries.is_due(one.name):
-                for missing in found.missing:
-                    self._fetch(missing)
+            for missing in found.missing:
+                self._fetch(missing)
             self._tries.failed(one.name)
             return
         self._tries.succeeded(one.name)
+        self._submitted.pop(one.name, None)
         inbox.mark(self._spool, one)
         self._wake(one)
 
@@ -162,18 +171,34 @@ class _Sorting:
                 self._tries.succeeded(other.name)
 
     def _submit(self, one: Series, pair: Pair) -> None:
+        """Submit a pair, once: a submission reads all of its files."""
+        reference, candidate = _files(pair.reference.paths), _files(pair.candidate.paths)
+        done = self._submitted.setdefault(one.name, set())
+        if (reference, candidate) in done:
+            return
+        for name in {path.parent.name for path in (*pair.reference.paths, *pair.candidate.paths)}:
+            inbox.use(self._spool, name)
         lost = pairs.lossy(pair.candidate) and not pairs.lossy(pair.reference)
         job = Job(
-            reference=_files(pair.reference.paths),
-            candidate=_files(pair.candidate.paths),
+            reference=reference,
+            candidate=candidate,
             profile=self._settings.profile,
             task="compression" if lost else "routine",
             origin=ORIGIN,
             correlation_id=self._code(one),
         )
         queued, new = submit(self._store, self._spool, job, self._settings.limits.waiting)
+        done.add((reference, candidate))
         if new:
             _LOG.info("job %s: paired by %s", queued.job_id, pair.rule)
+
+    def _purge(self) -> None:
+        """Let go of what nobody has needed for long, and no job needs that is yet to be done."""
+        before = time.time() - _DAY * self._settings.limits.keep_days
+        waiting_since = oldest(self._store)
+        if waiting_since is not None:  # by the database's clock, which may differ from this one
+            before = min(before, waiting_since - _DAY)
+        inbox.purge(self._spool, before)
 
     def _fetch(self, missing: pairs.Missing) -> None:
         settings = self._settings

@@ -40,11 +40,14 @@ class Finding:
         Sources to fetch.
     open
         Why an image of the series is in no pair, though it is derived; None where none is.
+    wait
+        Seconds until a source that is arriving can be complete.
     """
 
     pairs: tuple[Pair, ...] = ()
     missing: tuple[Missing, ...] = ()
     open: Open | None = None
+    wait: float = 0.0
 
 
 def find(spool: Spool, one: Series, quiet_seconds: float) -> Finding:
@@ -65,6 +68,7 @@ def find(spool: Spool, one: Series, quiet_seconds: float) -> Finding:
     pairs: list[Pair] = []
     missing: list[Missing] = []
     why: Open | None = None
+    wait = 0.0
     for entry in found.entries:
         if not _is_derived(entry):
             continue
@@ -81,8 +85,9 @@ def find(spool: Spool, one: Series, quiet_seconds: float) -> Finding:
                 other for other in inbox.series(spool) if other.folder.parent == one.folder.parent
             ]
         references = [other for other in references if other.name != one.name]
-        if any(other.quiet_for() < quiet_seconds for other in references):
-            why = "incomplete"
+        rest = max((quiet_seconds - other.quiet_for() for other in references), default=0.0)
+        if rest > 0:
+            why, wait = "incomplete", max(wait, rest)
             continue
         entries = [
             image
@@ -94,7 +99,7 @@ def find(spool: Spool, one: Series, quiet_seconds: float) -> Finding:
         pairs += result.pairs
         if not result.pairs:
             why = "ambiguous" if result.ambiguous else "no source"
-    return Finding(tuple(pairs), tuple(missing), why)
+    return Finding(tuple(pairs), tuple(missing), why, wait)
 
 
 def lossy(entry: Entry) -> bool:

@@ -24,7 +24,7 @@ from pynetdicom.transport import (
 
 from medqa.audit import Store
 from medqa.errors import MedqaError, ReadError, StoreError
-from medqa.queue import counts
+from medqa.queue.jobs import unfinished
 from medqa.queue.submission import Spool
 
 from .inbox import keep
@@ -150,7 +150,7 @@ class _Full:
             if shutil.disk_usage(self._spool.folder).free < self._most.free_bytes:
                 _LOG.error("the disk of the spool is full")
                 return True
-            number = counts(self._store)
+            number = unfinished(self._store)
         except OSError as error:
             _LOG.error("the spool cannot be read: %s", error.strerror)
             return True
@@ -158,7 +158,7 @@ class _Full:
             # What comes is safe in the spool, which is bounded, until the database is back.
             _LOG.error("the database cannot be read: %s", error.reason)
             return False
-        if number["waiting"] + number["leased"] >= self._most.waiting:
+        if number >= self._most.waiting:
             _LOG.warning("the queue is full")
             return True
         return False

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import logging
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,10 +14,12 @@ from fastapi import FastAPI
 from limits import parse
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
+from starlette.concurrency import run_in_threadpool
 
 from medqa._version import __version__
 from medqa.audit import Store
-from medqa.errors import UsageError
+from medqa.errors import MedqaError, UsageError
+from medqa.queue.pruning import KEPT_SECONDS, prune
 from medqa.queue.submission import Spool
 from medqa.thresholds import names
 
@@ -26,10 +30,13 @@ from .middleware import Guard
 from .problems import Problem, install
 from .service import Service
 from .settings import Settings
+from .uploads import ORIGIN
 from .waiting import Waiter
 
 __all__ = ["create_app"]
 
+_LOG = logging.getLogger("medqa.web")
+_PRUNE_SECONDS = 3600.0
 _DESCRIPTION = """\
 May this processed medical image still be read? Send it with its reference; what comes back is the
 audit record. It informs a qualified person; it is not a medical device."""
@@ -47,7 +54,9 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def running(_app: FastAPI) -> AsyncIterator[None]:
+        pruning = asyncio.create_task(_prune(service))
         yield
+        pruning.cancel()
         service.store.close()
 
     app = FastAPI(
@@ -65,6 +74,20 @@ def create_app(settings: Settings) -> FastAPI:
     _document(app, settings)
     app.add_middleware(Guard, limits=settings.limits, metrics=service.metrics, tls=settings.tls)
     return app
+
+
+async def _prune(service: Service) -> None:
+    """Let go of what is old and needed no more, now and every hour."""
+    while True:
+        before = time.time() - KEPT_SECONDS
+        try:
+            gone = await run_in_threadpool(prune, service.store, service.spool, before, [ORIGIN])
+        except (MedqaError, OSError) as error:
+            _LOG.error("the spool cannot be pruned: %s", type(error).__name__)
+        else:
+            if gone:
+                _LOG.info("%d old files and folders of the spool deleted", gone)
+        await asyncio.sleep(_PRUNE_SECONDS)
 
 
 def _document(app: FastAPI, settings: Settings) -> None:

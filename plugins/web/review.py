@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from functools import cache
 from http import HTTPStatus
 from importlib.resources import files
@@ -73,7 +73,7 @@ class _Pages(APIRoute):
                     return Response("sign in first", HTTPStatus.UNAUTHORIZED)
                 return RedirectResponse("/review/sign-in", HTTPStatus.SEE_OTHER)
             except Refusal as refusal:
-                return _trouble(refusal.status, refusal.reason, refusal.mend)
+                return _trouble(refusal.status, refusal.reason, refusal.mend, refusal.headers)
             except RequestValidationError:
                 return _trouble(422, "the form was not filled in as it should be", "go back")
             except StoreError as error:
@@ -84,9 +84,6 @@ class _Pages(APIRoute):
                 return _trouble(422, error.reason, error.mend)
 
         return handle
-
-
-router = APIRouter(prefix="/review", route_class=_Pages, include_in_schema=False)
 
 
 class _Cases:
@@ -116,7 +113,7 @@ class _Cases:
         return found
 
 
-def _opened(request: Request) -> _Cases:
+async def _opened(request: Request) -> _Cases:  # not in threads, which would make two
     state = request.app.state
     if not hasattr(state, "review"):
         state.review = _Cases()
@@ -125,6 +122,12 @@ def _opened(request: Request) -> _Cases:
 
 
 Opened = Annotated[_Cases, Depends(_opened)]
+router = APIRouter(
+    prefix="/review",
+    route_class=_Pages,
+    include_in_schema=False,
+    dependencies=[Depends(_opened)],  # so that images can be read by the time one is asked for
+)
 
 
 @router.get("/static/{name}")
@@ -348,10 +351,13 @@ def _page(name: str, visiting: Visitor | None, status: int = 200, **values: Any)
     return Response(content, status, headers, "text/html")
 
 
-def _trouble(status: int, reason: str, mend: str) -> Response:
-    return _page(
-        "trouble.html", None, status, title=HTTPStatus(status).phrase, reason=reason, mend=mend
-    )
+def _trouble(
+    status: int, reason: str, mend: str, headers: Mapping[str, str] | None = None
+) -> Response:
+    title = HTTPStatus(status).phrase
+    response = _page("trouble.html", None, status, title=title, reason=reason, mend=mend)
+    response.headers.update(headers or {})
+    return response
 
 
 def _image_words(image: ImageInput | None) -> str:

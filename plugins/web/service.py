@@ -23,7 +23,17 @@ from .problems import Refusal
 from .settings import Settings
 from .waiting import Waiter
 
-__all__ = ["Admin", "Reader", "Reviewer", "Service", "Serving", "Writer", "authenticate", "service"]
+__all__ = [
+    "Admin",
+    "Reader",
+    "Reviewer",
+    "Service",
+    "Serving",
+    "Writer",
+    "authenticate",
+    "service",
+    "too_often",
+]
 
 
 @dataclass(frozen=True)
@@ -86,6 +96,18 @@ def authenticate(request: Request, key: str | None) -> Caller | None:
     return one.keyring.by_name(names[0]) if len(names) == 1 else None
 
 
+def too_often(one: Service, rate: RateLimitItem, what: str, *who: str) -> Refusal:
+    """Return the refusal of somebody who has reached a limit, with the time until he may again."""
+    reset, _ = one.limiter.get_window_stats(rate, *who)
+    seconds = max(1, math.ceil(reset - time.time()))
+    return Refusal(
+        429,
+        f"there may be {rate.amount} {what} in {rate.get_expiry()} s",
+        f"try again in {seconds} s",
+        {"Retry-After": str(seconds)},
+    )
+
+
 def _allow(right: Right) -> Callable[..., Awaitable[Caller]]:
     """Make a dependency that lets a caller through who has a right, and is within his rate."""
 
@@ -104,14 +126,7 @@ def _allow(right: Right) -> Callable[..., Awaitable[Caller]]:
             )
         request.state.caller = caller.name
         if not serving.limiter.hit(serving.rate, caller.name):
-            reset, _ = serving.limiter.get_window_stats(serving.rate, caller.name)
-            seconds = max(1, math.ceil(reset - time.time()))
-            raise Refusal(
-                429,
-                f"more than {serving.rate.amount} requests in {serving.rate.get_expiry()} s",
-                "send fewer",
-                {"Retry-After": str(seconds)},
-            )
+            raise too_often(serving, serving.rate, "requests", caller.name)
         if not caller.may(right):
             raise Refusal(403, f"a {caller.role} may not do this", "use the key of another role")
         return caller

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request, Response
+from limits import RateLimitItemPerMinute
 
 from .keys import Caller, listed
 from .problems import Refusal
-from .service import Service, authenticate, service
+from .service import Service, authenticate, service, too_often
 
 __all__ = [
     "HOURS",
@@ -36,6 +37,7 @@ __all__ = [
 
 #: How long a session lasts: a working day.
 HOURS = 10
+_WRONG = RateLimitItemPerMinute(10)  # keys, from one address; a person who mistypes needs fewer
 _COOKIE = "medqa_session"
 _PATH = "/review"
 
@@ -64,11 +66,21 @@ class Visitor:
 
 
 def start(request: Request, response: Response, key: str) -> Caller | None:
-    """Begin a session for the owner of an API key; None where it is nobody's."""
+    """Begin a session for the owner of an API key; None where it is nobody's.
+
+    Raises
+    ------
+    Refusal
+        Too many keys from this address were wrong: no further one is looked at for a while.
+    """
     one = service(request)
+    who = "sign-in", "" if request.client is None else request.client.host
+    if not one.limiter.test(_WRONG, *who):
+        raise too_often(one, _WRONG, "wrong keys from one address", *who)
     caller = None if one.keyring is None else one.keyring.by_key(key)
     digest = None if caller is None else _digest_of(one, caller)
     if caller is None or digest is None:
+        one.limiter.hit(_WRONG, *who)
         return None
     expires = int(time.time()) + HOURS * 3600
     said = {"name": caller.name, "key": _code(one, "key", digest), "until": expires}

@@ -21,8 +21,9 @@ from medqa.thresholds import names
 from .problems import Refusal
 from .service import Service
 
-__all__ = ["BATCH_BODY", "PAIR_BODY", "receive", "receive_batch"]
+__all__ = ["BATCH_BODY", "ORIGIN", "PAIR_BODY", "receive", "receive_batch"]
 
+ORIGIN = "web"
 _CHUNK = 1 << 20
 _KINDS = ("reference", "candidate", "mask", "annotations")
 _NUMBERED = re.compile(rf"({'|'.join(_KINDS)})\.([1-9][0-9]{{0,3}})")
@@ -203,7 +204,7 @@ def _job(
         profile=profile,
         task=wanted.task,
         backbone=wanted.backbone,
-        origin="web",
+        origin=ORIGIN,
         correlation_id=request_id,
         actor=actor,
     )

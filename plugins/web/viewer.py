@@ -3,6 +3,12 @@
 A series is not read as a whole: each slice of it is a file of its own, found by the digest under
 which the spool keeps it. What is shown is what was assessed: the digests are held against the
 record, and every file against its digest.
+
+A worker has read every file that is shown here, in a process with limits, or there would be no
+record to show. That is not enough to read it in this one: what takes a worker's child a minute or
+4 GiB may not take them of everybody's service, damage to memory that harmed nothing there may end
+this process, and the libraries may have been updated since. So a reader of its own is forked here
+too (`medqa.decoder`), and this process sees plain numbers.
 """
 
 from __future__ import annotations
@@ -18,16 +24,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medqa.assessment import Assessment, ImageInput
+from medqa.decoder import Decoder
 from medqa.errors import MismatchError, ReadError
 from medqa.image import TOLERANCE_VOXELS, Image, voxels_apart
 from medqa.queue.kept import Kept, kept, kept_map
-from medqa.reader import read
+from medqa.reader import source_digest
 from medqa.report import number, scale_top
 
 __all__ = ["Case", "Images", "Plane", "Side", "case", "map_slice", "shown_as", "slice_of"]
 
 Side = Literal["reference", "candidate"]
-_KEEP_BYTES = 256 * 2**20
+_KEEP_BYTES = 256 * 2**20  # in memory
+_MAPPED_BYTES = 8 * 2**30  # on the disk: large images are mapped from unnamed files
 _LOCKS = 16
 _TYPES = ("uint8", "int16", "uint16", "float32")
 
@@ -78,10 +86,14 @@ class Plane:
 
 
 class Images:
-    """Images that were read last, up to a number of bytes; used by many threads at a time."""
+    """Images that were read last, up to a number of bytes; used by many threads at a time.
+
+    The two that were read last stay, whatever their size: a viewer shows two.
+    """
 
     def __init__(self, most: int = _KEEP_BYTES) -> None:
-        self._most, self._held = most, 0
+        self._most = most
+        self._decoder = Decoder()
         self._images: OrderedDict[Path, Image] = OrderedDict()
         self._guard = threading.Lock()
         # Two threads that want one file: the second waits, and finds it read.
@@ -100,15 +112,28 @@ class Images:
                 if (found := self._images.get(path)) is not None:
                     self._images.move_to_end(path)
                     return found
-            image = read(path)
-            if image.file_sha256 != path.name:
+            if source_digest(path) != path.name:  # before anything of it is decoded
                 raise ReadError(path, "is not what it was when it was assessed", "assess it again")
+            image = self._decoder(path)
             with self._guard:
                 self._images[path] = image
-                self._held += _size(image)
-                while self._held > self._most and len(self._images) > 1:
-                    self._held -= _size(self._images.popitem(last=False)[1])
+                self._let_go(np.memmap, _MAPPED_BYTES)
+                self._let_go(np.ndarray, self._most)
             return image
+
+    def _let_go(self, kind: type[NDArray[Any]], most: int) -> None:
+        """Forget the images of a kind that were not looked at the longest."""
+        sizes = {
+            path: image.pixels.nbytes
+            for path, image in self._images.items()
+            if type(image.pixels) is kind
+        }
+        held = sum(sizes.values())
+        for path in [*sizes][:-2]:
+            if held <= most:
+                break
+            held -= sizes[path]
+            del self._images[path]
 
 
 def case(assessment: Assessment, folder: Path | None) -> Case:
@@ -267,8 +292,3 @@ def _narrow(pixels: NDArray[np.generic]) -> NDArray[np.generic]:
             if ends.min <= low and high <= ends.max:
                 return pixels.astype(name)
     return pixels.astype(np.float32)
-
-
-def _size(image: Image) -> int:
-    # Slices that are decoded when asked for hold the compressed file at most.
-    return image.pixels.nbytes if isinstance(image.pixels, np.ndarray) else 0

@@ -1,12 +1,14 @@
-"""What each measure of an enhancement says of known processing of real images, in Markdown.
+"""What each measure of an enhancement says of known processing of real images.
 
-``python tests/benchmarks/enhancement.py [methods] [noise] [lesions] [resolution] [cost]``; without
-a name, all of them, in about ten minutes on one core. The images lie in ``shared/data`` beside the
+``python tests/benchmarks/enhancement.py [methods] [noise] [lesions] [resolution] [cost]
+[--fields N] [--write PAGE]``; without a name, all of them, in about ten minutes on one core, of
+which noise takes two and lesions one and a half. The images lie in ``shared/data`` beside the
 project.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,8 +18,9 @@ from pathlib import Path
 import numpy as np
 from machine import heading
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import ndimage, stats
 from skimage import restoration
+from tables import Table, publish
 
 from medqa.image import Region
 from medqa.quality.areas import Mask, body_of
@@ -111,17 +114,19 @@ def cases(one: Slice) -> Iterator[tuple[str, Array, Array]]:
     yield "perfect: added noise taken away", one.pixels + lesion + white, one.pixels + lesion
 
 
-def methods() -> None:
+def methods() -> list[Table]:
     head = (*(one.replace("_", " ") for one in COLUMNS), "added", "removed", "lesion kept")
+    tables = []
     for source in SOURCES:
         one = loaded(source)
         _, region = spot(one, 1)
-        print(f"\n{source}, {one.noise:.3g} of noise:\n")
-        print("| method |", " | ".join(head), "|\n|" + "---|" * (len(head) + 1))
+        rows = []
         for name, before, after in cases(one):
             found = denoising(before, after, one.body, one.spacing_mm, one.modality)
             kept = preservation(region, [before], [after], [one.body])
-            print(f"| {name} | {' | '.join([*row(found), lesion_words(kept)])} |")
+            rows.append((name, *row(found), lesion_words(kept)))
+        tables.append(Table(f"{source}, {one.noise:.3g} of noise", ("method", *head), rows))
+    return tables
 
 
 def row(found: SliceResult) -> list[str]:
@@ -154,25 +159,30 @@ def filtered(white: Array, kind: str) -> Array:
     return found / found.std() * (1 + 0.8 * middle)
 
 
-def noise(side: int = 192, fields: int = 1000) -> None:
-    """Print how often noise alone is found."""
+def noise(fields: int = 1000, side: int = 192) -> list[Table]:
+    """Say how often noise alone is found."""
     rng = np.random.default_rng(7)
     rows, columns = np.mgrid[:side, :side] - side / 2
     body = np.hypot(rows, columns) < 0.45 * side
-    print("\n| noise | fields | stated | found |\n|---|---|---|---|")
+    cells = []
     for kind in ("white", "smoothed", "ramp-filtered, stronger in the middle"):
         counts = {0.01: 0, 0.05: 0}
-        for _ in range(fields):
+        for number in range(fields):
+            progress(f"noise, {kind}", number, fields)
             field = 10 * filtered(rng.normal(size=(side, side)), kind)
             for level in counts:
                 counts[level] += bool(support(field, 0 * field, body, level).findings)
         for level, count in counts.items():
-            print(f"| {kind} | {fields} | {level:.0%} | {count / fields:.2%} |")
+            most = stats.beta.ppf(0.975, count + 1, fields - count)
+            cells.append((kind, f"{level:.0%}", f"{count / fields:.2%}", f"{most:.2%}"))
+    title = f"Noise alone, {fields} fields of {side} × {side} pixels of each kind"
+    return [Table(title, ("noise", "stated", "found", "at most, with 97.5 %"), cells)]
 
 
-def lesions(repeats: int = 20) -> None:
-    """Print the share of invented lesions that are found, by size and contrast."""
-    print("\n| source | sigma, pixels | 0.5 noise | 1 | 2 | 3 |\n|---|---|---|---|---|---|")
+def lesions(repeats: int = 20) -> list[Table]:
+    """Say which share of invented lesions is found, and named as added, by size and contrast."""
+    contrasts = (0.5, 1, 2, 3)
+    cells = []
     rng = np.random.default_rng(3)
     for source in ("CT abdomen", "MR knee"):
         one = loaded(source)
@@ -180,24 +190,33 @@ def lesions(repeats: int = 20) -> None:
         rows, columns = np.mgrid[: one.pixels.shape[0], : one.pixels.shape[1]]
         denoised = denoisers(one.noise)["non-local means"](one.pixels)
         for sigma in (1.5, 3.0, 6.0):
-            cells = []
-            for contrast in (0.5, 1, 2, 3):
-                hits = 0
-                for row_, column in places[rng.integers(len(places), size=repeats)]:
-                    away = (rows - row_) ** 2 + (columns - column) ** 2
+            shares = []
+            for contrast in contrasts:
+                named = []
+                for number in range(repeats):
+                    progress(f"lesions, {source}, {sigma:g}, {contrast:g}", number, repeats)
+                    place = places[rng.integers(len(places))]
+                    away = (rows - place[0]) ** 2 + (columns - place[1]) ** 2
                     added = contrast * one.noise * np.exp(-away / (2 * sigma**2))
-                    found = support(one.pixels, denoised + added, one.body).of("added")
-                    hits += any(
-                        np.hypot(f.row - row_, f.column - column) < 2 * sigma + 1 for f in found
-                    )
-                cells.append(f"{hits / repeats:.0%}")
-            print(f"| {source} | {sigma:g} | {' | '.join(cells)} |")
+                    found = support(one.pixels, denoised + added, one.body).findings
+                    near = [
+                        f.kind
+                        for f in found
+                        if np.hypot(f.row - place[0], f.column - place[1]) < 2 * sigma + 1
+                    ]
+                    named.append(near)
+                hits, right = (sum(map(bool, named)), sum("added" in one for one in named))
+                shares.append(f"{hits / repeats:.0%} ({right / repeats:.0%})")
+            cells.append((source, f"{sigma:g}", *shares))
+    head = ("image", "sigma, pixels", *(f"{contrast:g}" for contrast in contrasts))
+    title = f"Lesions found (and named as added), {repeats} of each size and contrast in noise"
+    return [Table(title, head, cells)]
 
 
-def resolution() -> None:
-    """Print what is said of candidates of twice the rows and columns."""
+def resolution() -> list[Table]:
+    """Say what is said of candidates of twice the rows and columns."""
     keys = ("inconsistency_in_noise", "sharpness_gain", "new_detail")
-    print("\n| source | candidate |", " | ".join(keys), "| added | removed |\n|" + "---|" * 7)
+    rows = []
     for source in ("CT abdomen", "MR knee"):
         one = loaded(source)
         half = (one.pixels.shape[0] // 2, one.pixels.shape[1] // 2)
@@ -216,11 +235,12 @@ def resolution() -> None:
             found = super_resolution(low, high, body).values
             cells = [f"{found[key]:.2f}" if key in found else "" for key in keys]
             cells += [f"{found[kind]:.0f} (z {found[f'{kind}_z']:.0f})" for kind in KINDS]
-            print(f"| {source} | {name} | {' | '.join(cells)} |")
+            rows.append((source, name, *cells))
+    return [Table("Super-resolution", ("image", "candidate", *keys, *KINDS), rows)]
 
 
-def cost() -> None:
-    print("\n| image | rows × columns | time, s |\n|---|---|---|")
+def cost() -> list[Table]:
+    rows = []
     for source in SOURCES:
         one = loaded(source)
         after = denoisers(one.noise)["Gaussian, 2 pixels"](one.pixels)
@@ -230,11 +250,31 @@ def cost() -> None:
             denoising(one.pixels, after, one.body, one.spacing_mm, one.modality)
             times.append(time.process_time() - start)
         size = " × ".join(map(str, one.pixels.shape))
-        print(f"| {source} | {size} | {min(times):.2f} |")
+        rows.append((source, size, f"{min(times):.2f}"))
+    return [Table("Time of all measures", ("image", "rows × columns", "time, s"), rows)]
+
+
+def progress(what: str, done: int, total: int) -> None:
+    """Say on standard error how far a count is."""
+    if done % max(1, total // 10) == 0:
+        sys.stderr.write(f"{what}: {done} of {total}\n")
+
+
+def main() -> None:
+    tables = {each.__name__: each for each in (methods, noise, lesions, resolution, cost)}
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help=f"{', '.join(tables)}; by default all")
+    parser.add_argument("--fields", type=int, default=1000, help="of noise, of each kind")
+    parser.add_argument("--write", type=Path, help="page that holds the markers")
+    given = parser.parse_args()
+    found = [
+        table
+        for name in given.names or tables
+        for table in (noise(given.fields) if name == "noise" else tables[name]())
+    ]
+    what = heading("Measured on", 1, "numpy", "scipy", "scikit-image")
+    publish("enhancement", what, found, given.write)
 
 
 if __name__ == "__main__":
-    print(heading("Measured on", 1, "numpy", "scipy", "scikit-image"))
-    tables = {each.__name__: each for each in (methods, noise, lesions, resolution, cost)}
-    for name in sys.argv[1:] or tables:
-        tables[name]()
+    main()

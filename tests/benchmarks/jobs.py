@@ -1,6 +1,6 @@
 """The queue at length: thousands of jobs, workers killed at random, each job done exactly once.
 
-    python tests/benchmarks/jobs.py [--small] [sqlite] [postgresql]
+    python tests/benchmarks/jobs.py [--jobs 10000] [--workers 8] [sqlite] [postgresql]
 
 The work of a job is nothing here, so that the figures are those of the queue and of the record.
 PostgreSQL runs in a throw-away cluster, with fsync on.
@@ -8,6 +8,7 @@ PostgreSQL runs in a throw-away cluster, with fsync on.
 
 from __future__ import annotations
 
+import argparse
 import random
 import subprocess
 import sys
@@ -22,8 +23,6 @@ from medqa.assessment import Job
 from medqa.audit import Store, verify
 from medqa.queue import counts, enqueue
 
-SMALL = "--small" in sys.argv
-JOBS, WORKERS = (400, 4) if SMALL else (10_000, 8)
 KILL_EVERY = 5.0  # seconds, on average: a worker takes some to start
 
 WORKER = """
@@ -51,52 +50,69 @@ def start(url: str, number: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", WORKER, url, beside, f"w{number}"])  # noqa: S603
 
 
-def measure(name: str, url: str) -> None:
+def send(store: Store, jobs: int) -> float:
+    """Put so many jobs into the queue; return the seconds that took."""
+    begin = time.perf_counter()
+    for number in range(jobs):
+        job = Job(reference="r", candidate="c", origin=str(number))
+        enqueue(store, job, f"k{number}", most=jobs)
+    return time.perf_counter() - begin
+
+
+def done(store: Store, url: str, jobs: int, most: int) -> tuple[float, int]:
+    """Have them done by workers that are killed at random; return the seconds, and the kills."""
     rng = random.Random(1)
-    with Store.open(url) as store:
-        begin = time.perf_counter()
-        for number in range(JOBS):
-            job = Job(reference="r", candidate="c", origin=str(number))
-            enqueue(store, job, f"k{number}", most=JOBS)
-        sent = time.perf_counter() - begin
-        begin = time.perf_counter()
-        workers = [start(url, number) for number in range(WORKERS)]
-        kills, started = 0, WORKERS
-        while counts(store)["done"] + counts(store)["dead"] < JOBS:
-            time.sleep(rng.expovariate(1 / KILL_EVERY))
-            place = rng.randrange(WORKERS)
-            workers[place].kill()
-            workers[place].wait()
-            kills += 1
-            workers[place] = start(url, started)
-            started += 1
-        done = time.perf_counter() - begin
+    begin = time.perf_counter()
+    workers = [start(url, number) for number in range(most)]
+    kills = 0
+    next_kill = begin + rng.expovariate(1 / KILL_EVERY)
+    try:
+        while (state := counts(store))["done"] + state["dead"] < jobs:
+            time.sleep(0.5)  # to count is work for the database too
+            if time.perf_counter() >= next_kill:
+                place = rng.randrange(most)
+                workers[place].kill()
+                workers[place].wait()
+                workers[place] = start(url, most + kills)
+                kills += 1
+                next_kill = time.perf_counter() + rng.expovariate(1 / KILL_EVERY)
+        return time.perf_counter() - begin, kills
+    finally:
         for worker in workers:
             worker.kill()
             worker.wait()
+
+
+def measure(name: str, url: str, jobs: int, workers: int) -> None:
+    with Store.open(url) as store:
+        sent = send(store, jobs)
+        seconds, kills = done(store, url, jobs, workers)
         state, found = counts(store), verify(store)
-        each = Counter(str(one.origin) for one in store.list(2 * JOBS))
+        each = Counter(str(one.origin) for one in store.list(2 * jobs))
     exactly = sum(count == 1 for count in each.values())
     print(
-        f"{name}: {JOBS} jobs sent at {JOBS / sent:.0f} a second, done by {WORKERS} workers at "
-        f"{JOBS / done:.0f} a second with {kills} of them killed; {state['dead']} dead; "
-        f"{exactly} assessed exactly once; chain {'whole' if found.fault is None else found.fault}"
+        f"{name}: {jobs} jobs sent at {jobs / sent:.0f} a second, done by {workers} workers at "
+        f"{jobs / seconds:.0f} a second ({sent + seconds:.0f} s together) with {kills} of them "
+        f"killed; {state['dead']} dead; {exactly} assessed exactly once; "
+        f"chain {'whole' if found.fault is None else found.fault}",
+        flush=True,
     )
 
 
 def main() -> None:
-    wanted = [one for one in ("sqlite", "postgresql") if one in sys.argv] or [
-        "sqlite",
-        "postgresql",
-    ]
+    parser = argparse.ArgumentParser()
+    parser.add_argument("databases", nargs="*", default=["sqlite", "postgresql"])
+    parser.add_argument("--jobs", type=int, default=10_000)
+    parser.add_argument("--workers", type=int, default=8)
+    asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        if "sqlite" in wanted:
-            measure("SQLite", str(Path(folder) / "audit.db"))
-    if "postgresql" in wanted:
+        if "sqlite" in asked.databases:
+            measure("SQLite", str(Path(folder) / "audit.db"), asked.jobs, asked.workers)
+    if "postgresql" in asked.databases:
         with tempfile.TemporaryDirectory() as folder:
             cluster = Cluster(Path(folder))
             try:
-                measure("PostgreSQL", cluster.url)
+                measure("PostgreSQL", cluster.url, asked.jobs, asked.workers)
             finally:
                 cluster.stop("fast")
 

@@ -18,6 +18,7 @@ from pydicom.data import get_testdata_file
 from medqa.assessment import Job
 from medqa.audit import Store, verify
 from medqa.errors import StoreError
+from medqa.isolation import decode_isolated
 from medqa.queue import (
     Leased,
     LeaseLostError,
@@ -208,7 +209,7 @@ def test_a_correction_of_what_is_corrected_already_is_dead_at_once(sqlite: str) 
         enqueue(store, job, "k")
         leased = lease(store, "w")
         assert leased is not None
-        assert do(store, leased, Networks()) == "dead"
+        assert do(store, leased, Networks(), decode_isolated) == "dead"
         assert "is superseded by record-0002" in str(listed(store)[0].reason)
 
 
@@ -218,7 +219,7 @@ def test_a_worker_does_a_real_job_and_writes_its_results(url: str, tmp_path: Pat
         enqueue(store, Job(reference=CT, candidate=CT, origin="tests"), "k", str(tmp_path / "out"))
         leased = lease(store, "w")
         assert leased is not None
-        assert do(store, leased, networks) == "done"
+        assert do(store, leased, networks, decode_isolated) == "done"
         (record,) = store.list()
         assert record.verdict == "diagnostic"
         assert record.origin == "tests"
@@ -235,13 +236,13 @@ def test_a_worker_does_a_real_job_and_writes_its_results(url: str, tmp_path: Pat
         enqueue(store, Job(reference=CT, candidate="none.dcm"), "l", str(tmp_path / "none"))
         leased = lease(store, "w")
         assert leased is not None
-        assert do(store, leased, networks) == "done"
+        assert do(store, leased, networks, decode_isolated) == "done"
         assert store.list(1)[0].verdict == "not_assessable"
         # A wrong call is not: nothing was judged, and it would fail again.
         enqueue(store, Job(reference=CT, candidate=CT, profile="nonsense"), "m")
         leased = lease(store, "w")
         assert leased is not None
-        assert do(store, leased, networks) == "dead"
+        assert do(store, leased, networks, decode_isolated) == "dead"
         assert len(store.list()) == 2
         assert [one.reason for one in listed(store, "dead")] == [
             "no shipped profile has this name; take one of " + ", ".join(names()) + ", or the path "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,7 +33,7 @@ from torchmetrics.functional.image import dists as torchmetrics_dists
 from torchmetrics.functional.image import visual_information_fidelity
 from torchvision.models.vgg import cfgs, make_layers
 
-from medqa import weights
+from medqa import metrics, weights
 from medqa.errors import PixelError, RegionError, UsageError, WeightsError
 from medqa.metrics import (
     MEASURES,
@@ -504,3 +506,21 @@ def test_dists_refuses_other_weights(
 @pytest.mark.usefixtures("vgg")
 def test_dists_runs_where_its_weights_are() -> None:
     assert unavailable("dists") is None
+
+
+def test_libraries_of_measures_are_not_loaded_before_they_measure() -> None:
+    code = (
+        "import sys, medqa.metrics\n"
+        "found = {'monai', 'piq', 'torchmetrics', 'torchvision'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {found}' if found else 0)"
+    )
+    done = subprocess.run(  # noqa: S603 - our own
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_public_name_is_there() -> None:
+    assert all(hasattr(metrics, name) for name in metrics.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'LPIPS'"):
+        metrics.LPIPS  # noqa: B018

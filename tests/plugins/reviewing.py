@@ -19,6 +19,7 @@ from scipy import ndimage
 
 from medqa.assessment import Job
 from medqa.audit import Store
+from medqa.isolation import decode_isolated
 from medqa.queue.jobs import lease
 from medqa.queue.submission import Spool, submit
 from medqa.queue.worker import Networks, do
@@ -33,8 +34,9 @@ Process = Callable[[NDArray[Any], int], NDArray[Any]]
 class Browser:
     """What a browser does for one person: it keeps cookies, and asks the application directly."""
 
-    def __init__(self, app: FastAPI) -> None:
+    def __init__(self, app: FastAPI, address: str = "127.0.0.1") -> None:
         self._app = app
+        self._address = address
         self.cookies = httpx.Cookies()
 
     def get(self, path: str, **more: Any) -> httpx.Response:
@@ -45,7 +47,7 @@ class Browser:
 
     def _ask(self, method: str, path: str, **more: Any) -> httpx.Response:
         async def sent() -> httpx.Response:
-            transport = httpx.ASGITransport(self._app)
+            transport = httpx.ASGITransport(self._app, client=(self._address, 1234))
             base = "https://testserver"
             async with httpx.AsyncClient(
                 transport=transport, base_url=base, cookies=self.cookies
@@ -99,7 +101,7 @@ def assessed(store: Store, folder: Path, process: Process, annotations: str = ""
     submit(store, spool, job)
     leased = lease(store, "tests")
     assert leased is not None
-    assert do(store, leased, Networks()) == "done"
+    assert do(store, leased, Networks(), decode_isolated) == "done"
     return store.list(limit=1)[0].assessment_id
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import pickle
 import re
@@ -25,15 +26,17 @@ import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pynetdicom import evt
 from typer import Typer
 from typer.testing import CliRunner
 
 from medqa.audit import Store, verify
 from medqa.errors import UsageError
-from medqa.queue import counts, undelivered
+from medqa.queue import counts, fail, undelivered
 from medqa.queue.submission import Spool
 from medqa.queue.worker import Networks, do, lease
-from medqa_plugins.dicom_node import Limits, Peer, Sender, Settings, Tls, inbox
+from medqa_plugins.dicom_node import Limits, Peer, Sender, Settings, Tls, calls, inbox
+from medqa_plugins.dicom_node import node as module
 
 NAME, IDENTITY = "Secret^Name", "ID-4711"
 _SERVE = (
@@ -450,8 +453,8 @@ def running(*arguments: object, port: int) -> Iterator[None]:
 
 def test_from_a_derived_series_to_the_forwarded_report(ct: Path, tmp_path: Path) -> None:
     derived = derive(ct, tmp_path / "derived")
-    port, archive = free_port(), tmp_path / "archive"
-    archive.mkdir()
+    port, taken = free_port(), tmp_path / "archive"
+    taken.mkdir()
     forward = Peer("ARCHIVE", "localhost", port)
     with node(tmp_path / "node", forward=forward) as one:
         assert one.send(*sorted(derived.iterdir()), *sorted(ct.iterdir()))[0] == 0
@@ -466,9 +469,9 @@ def test_from_a_derived_series_to_the_forwarded_report(ct: Path, tmp_path: Path)
             assert verify(store).fault is None
             time.sleep(3)
             assert undelivered(store, "dicom-node")  # the archive is down: nothing is lost
-            with running("storescp", "-od", archive, "-aet", "ARCHIVE", port, port=port):
+            with running("storescp", "-od", taken, "-aet", "ARCHIVE", port, port=port):
                 until(lambda: not undelivered(store, "dicom-node"))
-            objects = [dcmread(path) for path in archive.iterdir()]
+            objects = [dcmread(path) for path in taken.iterdir()]
             assert sorted(str(ds.Modality) for ds in objects)[-1] == "SR"
             assert len(objects) == 3
             assert {ds.StudyInstanceUID for ds in objects} == {
@@ -476,7 +479,7 @@ def test_from_a_derived_series_to_the_forwarded_report(ct: Path, tmp_path: Path)
             }
             # Its own output comes back, as archives route it, and is taken for nothing.
             before = one.kept()
-            rc, words = one.send(*archive.iterdir(), options=("-R",))
+            rc, words = one.send(*taken.iterdir(), options=("-R",))
             assert rc == 0, words
             assert one.kept() == before
             # The same again is nothing new; one instance more is.
@@ -511,9 +514,9 @@ def test_no_network_is_loaded_in_the_node(ct: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("service", ["C-MOVE", "C-GET"])
 def test_a_missing_source_is_fetched(ct: Path, tmp_path: Path, service: str) -> None:
-    derived = derive(ct, tmp_path / "derived")
     port, listening, database = free_port(), free_port(), tmp_path / "archive"
     database.mkdir()
+    # DCMTK's archive moves to those that it knows only.
     known = f"medqa = (MEDQA, localhost, {listening})" if service == "C-MOVE" else ""
     config = tmp_path / "dcmqrscp.cfg"
     config.write_text(
@@ -522,16 +525,185 @@ def test_a_missing_source_is_fetched(ct: Path, tmp_path: Path, service: str) -> 
         f"AETable BEGIN\nARCHIVE {database} RW (20, 1024mb) ANY\nAETable END\n"
     )
     with running("dcmqrscp", "-c", config, port=port):
-        rc, words = call("storescu", "-aec", "ARCHIVE", "localhost", port, "+sd", ct)
+        log = fetched(ct, tmp_path, Peer("ARCHIVE", "localhost", port), (), port=listening)
+    assert ("C-MOVE failed" in log) == (service == "C-GET"), log
+
+
+@pytest.mark.parametrize("service", ["C-MOVE", "C-GET"])
+def test_a_missing_source_is_fetched_by_tls(ct: Path, tmp_path: Path, service: str) -> None:
+    port, listening, paths = free_port(), free_port(), certificates(tmp_path)
+    me = {"AET": "MEDQA", "Host": "localhost", "Port": listening, "UseDicomTls": True}
+    settings = {
+        "DicomTlsEnabled": True,
+        "DicomTlsCertificate": str(paths["peer.crt"]),
+        "DicomTlsPrivateKey": str(paths["peer.key"]),
+        "DicomTlsTrustedCertificates": str(paths["ca.crt"]),
+        "DicomAlwaysAllowMove": True,
+        "DicomModalities": {"medqa": me} if service == "C-MOVE" else {},
+    }
+    tls = Tls(paths["node.crt"], paths["node.key"], paths["ca.crt"])
+    theirs = "+tls", paths["peer.key"], paths["peer.crt"], "+cf", paths["ca.crt"]
+    with orthanc(tmp_path, port, **settings):
+        peer = Peer("ORTHANC", "localhost", port)
+        log = fetched(ct, tmp_path, peer, theirs, port=listening, tls=tls)
+    assert ("C-MOVE failed" in log) == (service == "C-GET"), log
+
+
+def fetched(ct: Path, folder: Path, peer: Peer, options: tuple[object, ...], **given: Any) -> str:
+    """Give the source to an archive, what is derived to a node; return the node's log."""
+    derived = derive(ct, folder / "derived")
+    rc, words = call("storescu", *options, "-aec", peer.title, "localhost", peer.port, "+sd", ct)
+    assert rc == 0, words
+    with node(folder / "node", peers=(peer,), **given) as one:
+        rc, words = one.send(*derived.iterdir(), options=options)
         assert rc == 0, words
-        peers = (Peer("ARCHIVE", "localhost", port),)
-        with node(tmp_path / "node", peers=peers, port=listening) as one:
-            assert one.send(*derived.iterdir())[0] == 0
-            with Store.open(str(one.settings.db)) as store:
-                until(lambda: counts(store)["waiting"] == 1)
-            assert uids(*ct.iterdir()) <= set(one.kept())
-            log = one.log.read_text()
-            assert ("C-MOVE failed" in log) == (service == "C-GET"), log
+        with Store.open(str(one.settings.db)) as store:
+            until(lambda: counts(store)["waiting"] == 1)
+        assert uids(*ct.iterdir()) <= set(one.kept())
+        return one.log.read_text()
+
+
+def test_results_go_out_by_tls(ct: Path, tmp_path: Path) -> None:
+    paths = certificates(tmp_path)
+    tls = Tls(paths["node.crt"], paths["node.key"], paths["ca.crt"])
+    file = sorted(ct.iterdir())[0]
+    for name, trusted in (("peer", True), ("other", False)):
+        into, port = tmp_path / name, free_port()
+        into.mkdir()
+        mine = "+tls", paths[f"{name}.key"], paths[f"{name}.crt"], "+cf", paths["ca.crt"]
+        settings = Settings("MEDQA", free_port(), tmp_path / "spool", tls=tls)
+        peer = Peer("ARCHIVE", "localhost", port)
+        with running("storescp", "-od", into, "-aet", "ARCHIVE", *mine, port, port=port):
+            assert calls.forward(settings, peer, [file]) == trusted
+        assert [dcmread(path) == dcmread(file) for path in into.iterdir()] == [True] * trusted
+
+
+def test_a_compressed_source_comes_from_orthanc_as_it_is(shared_data: Path, tmp_path: Path) -> None:
+    study, series, port = generate_uid(), generate_uid(), free_port()
+    held = {}
+    for name in ("693_J2KR.dcm", "693_J2KI.dcm"):
+        ds = dcmread(shared_data / "ct" / "misc" / name)
+        ds.StudyInstanceUID, ds.SeriesInstanceUID = study, series
+        ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+        ds.save_as(tmp_path / name)
+        held[str(ds.SOPInstanceUID)] = ds
+    with orthanc(tmp_path, port):
+        rc, words = call("storescu", "-R", "-xv", "localhost", port, tmp_path / "693_J2KR.dcm")
+        assert rc == 0, words
+        rc, words = call("storescu", "-R", "-xw", "localhost", port, tmp_path / "693_J2KI.dcm")
+        assert rc == 0, words
+        came = {}
+
+        def stored(event: Any) -> int:
+            came[str(event.dataset.SOPInstanceUID)] = event.context.transfer_syntax, event.dataset
+            return 0
+
+        assert calls.fetch(
+            Settings("MEDQA", free_port(), tmp_path / "spool"),
+            Peer("ORTHANC", "localhost", port),
+            study,
+            frozenset(held),
+            [(evt.EVT_C_STORE, stored)],
+        )
+    assert came.keys() == held.keys()
+    for uid, ds in held.items():
+        syntax, got = came[uid]
+        assert syntax == ds.file_meta.TransferSyntaxUID
+        assert got.PixelData == ds.PixelData
+
+
+@contextmanager
+def orthanc(folder: Path, port: int, **given: Any) -> Iterator[None]:
+    """An Orthanc that answers C-GET, and moves nothing to a node that it is not told of."""
+    if not Path("/usr/sbin/Orthanc").exists():
+        program("Orthanc")
+    settings = {
+        **{name: str(folder / "archive") for name in ("StorageDirectory", "IndexDirectory")},
+        **{"DicomAet": "ORTHANC", "DicomPort": port, "HttpPort": free_port()},
+        **{"DicomAlwaysAllowFind": True, "DicomAlwaysAllowGet": True},
+        **given,
+    }
+    file = folder / "orthanc.json"
+    file.write_text(json.dumps(settings))
+    with subprocess.Popen(  # noqa: S603
+        ["/usr/sbin/Orthanc", file], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        try:
+            until(lambda: listens(port))
+            yield
+        finally:
+            process.kill()
+
+
+def test_a_pair_is_submitted_once_while_another_source_is_missing(
+    ct: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A submission reads every file of both images."""
+    derived = derive(ct, tmp_path / "derived")
+    lost = dcmread(sorted(derived.iterdir())[0])  # an image of its own, of an unknown source
+    lost.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
+    lost.SourceImageSequence[0].ReferencedSOPInstanceUID = generate_uid()
+    lost.SOPInstanceUID = lost.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    lost.save_as(derived / "lost.dcm")
+    spool = Spool(tmp_path / "spool")
+    (spool.folder / "incoming-dicom").mkdir(parents=True)
+    for path in (*ct.iterdir(), *derived.iterdir()):
+        assert inbox.keep(spool, path)
+    age(spool, 100)
+    settings = Settings("MEDQA", 1, spool.folder, (Sender("SENDER"),), quiet_seconds=1.0)
+    submitted: list[Any] = []
+    real = module.submit
+    monkeypatch.setattr(module, "submit", lambda *given: submitted.append(given) or real(*given))
+    with Store.open(str(tmp_path / "qa.db")) as store:
+        sorting = module._Sorting(settings, spool, store)
+        for _ in range(3):
+            sorting._tries.due.clear()
+            sorting()
+        assert len(submitted) == 1
+        assert counts(store)["waiting"] == 1
+        waits = [one for one in _series(spool) if not inbox.settled(spool, one)]
+        assert len(waits) == 1
+        again = dcmread(sorted(ct.iterdir())[0])  # another version of the source
+        again.PixelData = (again.pixel_array + np.int16(1)).astype("<i2").tobytes()
+        again.save_as(tmp_path / "again.dcm")
+        assert inbox.keep(spool, tmp_path / "again.dcm")
+        sorting._tries.due.clear()
+        sorting()  # what is arriving is waited for
+        assert len(submitted) == 1
+        until(lambda: sorting() or len(submitted) == 2, 10)
+        assert counts(store)["waiting"] == 2
+
+
+def test_waiting_for_what_is_under_way_is_no_failure() -> None:
+    tries = module._Tries(5.0)
+    tries.later("one", 0.0)
+    assert tries.is_due("one")
+    for wait in (5.0, 10.0):
+        tries.failed("one")
+        assert tries.due["one"][1] == wait
+    assert not tries.is_due("one")
+
+
+def test_what_a_waiting_job_needs_is_not_purged(ct: Path, tmp_path: Path) -> None:
+    derived = derive(ct, tmp_path / "derived")
+    spool = Spool(tmp_path / "spool")
+    (spool.folder / "incoming-dicom").mkdir(parents=True)
+    for path in (*ct.iterdir(), *derived.iterdir()):
+        assert inbox.keep(spool, path)
+    age(spool, 100)
+    old = Limits(keep_days=-1)  # everything is older than tomorrow
+    settings = Settings("MEDQA", 1, spool.folder, (Sender("A"),), quiet_seconds=1, limits=old)
+    with Store.open(str(tmp_path / "qa.db")) as store:
+        module._Sorting(settings, spool, store)()
+        assert counts(store)["waiting"] == 1
+        assert len(_series(spool)) == 2
+        leased = lease(store, "test")
+        assert leased is not None
+        module._Sorting(settings, spool, store)()
+        assert len(_series(spool)) == 2
+        fail(store, leased, "as a test wants it", final=True)
+        module._Sorting(settings, spool, store)()
+        assert not _series(spool)
 
 
 def test_where_a_sender_must_come_from(tmp_path: Path) -> None:
@@ -565,21 +737,50 @@ def test_names_of_peers() -> None:
     assert not stop.is_set()
 
 
+def age(spool: Spool, seconds: float) -> None:
+    """Make everything in the spool as old as if nothing had come since."""
+    then = time.time() - seconds
+    for path in spool.folder.rglob("*"):
+        if not path.is_symlink():
+            os.utime(path, (then, then))
+
+
 def test_the_purge_takes_what_is_old_and_nobody_elses(ct: Path, tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool")
-    first, second = sorted(ct.iterdir())[:2]
-    assert inbox.keep(spool, first)
-    old = time.time()
+    first, second, third, fourth = sorted(ct.iterdir())[:4]
+    one_series = dcmread(first).SeriesInstanceUID
+    for path in (second, third, fourth):
+        ds = dcmread(path)
+        ds.SeriesInstanceUID = generate_uid()
+        ds.save_as(path)
+    for path in (first, second, third):
+        assert inbox.keep(spool, path)
+    found = {dcmread(next(one.folder.iterdir())).SeriesInstanceUID: one for one in _series(spool)}
+    shared = spool.put([first.read_bytes()])
     other = spool.put([b"what another host keeps in this spool"])
-    ds = dcmread(second)
-    ds.SeriesInstanceUID = generate_uid()
-    ds.save_as(tmp_path / "new.dcm")
-    os.utime(next(inbox.series(spool)).folder, (old - 100, old - 100))
-    assert inbox.keep(spool, tmp_path / "new.dcm")
-    part = spool.folder / "files" / ".half.part"
-    part.touch()
-    os.utime(part, (old - 100, old - 100))
-    inbox.purge(spool, old - 50)
-    assert len(list(inbox.series(spool))) == 1
+    (spool.folder / "files" / ".half.part").touch()
+    age(spool, 100)
+    inbox.use(spool, found[dcmread(second).SeriesInstanceUID].name)  # a job needed it
+    assert inbox.keep(spool, third)  # sent again
+    assert inbox.keep(spool, fourth)  # new
+    inbox.purge(spool, time.time() - 50)
+    left = {dcmread(next(one.folder.iterdir())).SeriesInstanceUID for one in _series(spool)}
+    assert left == {dcmread(path).SeriesInstanceUID for path in (second, third, fourth)}
+    assert one_series not in left
     assert other.exists()
-    assert len(list((spool.folder / "files").iterdir())) == 2
+    assert not shared.exists()
+    assert len(list((spool.folder / "files").iterdir())) == 4
+    # The same content that another host has put there meanwhile is that host's.
+    age(spool, 100)
+    assert spool.put([second.read_bytes()]).exists()
+    inbox.purge(spool, time.time() - 50)
+    assert not _series(spool)
+    assert {path.read_bytes() for path in (spool.folder / "files").iterdir()} == {
+        second.read_bytes(),
+        b"what another host keeps in this spool",
+    }
+    assert not list((spool.folder / "used").iterdir())
+
+
+def _series(spool: Spool) -> list[inbox.Series]:
+    return list(inbox.series(spool))

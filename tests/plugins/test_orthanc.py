@@ -29,6 +29,7 @@ from scipy.ndimage import gaussian_filter
 
 from medqa.audit import Store, verify
 from medqa.errors import UsageError
+from medqa.isolation import decode_isolated
 from medqa.queue import counts, fail, jobs, lease, undelivered
 from medqa.queue.worker import Networks, do
 from medqa_plugins.orthanc import (
@@ -232,7 +233,7 @@ def plugged(
 def work(store: Store, networks: Networks) -> int:
     done = 0
     while (leased := lease(store, "a worker")) is not None:
-        assert do(store, leased, networks) == "done"
+        assert do(store, leased, networks, decode_isolated) == "done"
         done += 1
     return done
 

@@ -123,6 +123,37 @@ def test_a_session_ends_by_itself_by_hand_and_with_its_key(
     assert client.get("/review").status_code == 303
 
 
+def test_wrong_keys_from_an_address_are_looked_at_ten_times_a_minute(
+    site: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDQA_KEY", "ab" * 32)
+    folder = site["folder"]
+    app = create_app(
+        Settings(db=str(folder / "audit.db"), spool=folder / "spool", keys=site["keys"])
+    )
+    guessing, near, signed_in = Browser(app, "10.0.0.9"), Browser(app), Browser(app, "10.0.0.9")
+    right = {"key": site["secrets"]["reader"]}
+    for _ in range(12):  # right ones do not count
+        assert signed_in.post("/review/sign-in", data=right).status_code == 303
+    begun = time.time()
+    for number in range(10):
+        answer = guessing.post("/review/sign-in", data={"key": f"medqa_{number}"})
+        assert answer.status_code == 401
+    for key in ("medqa_10", right["key"]):  # whether it is right is not told any more
+        answer = guessing.post("/review/sign-in", data={"key": key})
+        assert answer.status_code == 429
+        assert "There may be 10 wrong keys from one address in 60 s" in answer.text
+        assert answer.headers["content-type"].startswith("text/html")
+        assert "set-cookie" not in answer.headers
+        assert 1 <= int(answer.headers["retry-after"]) <= 60
+    assert near.post("/review/sign-in", data=right).status_code == 303
+    assert signed_in.get("/review").status_code == 200  # who is signed in stays so
+    later = begun + 61
+    monkeypatch.setattr("limits.storage.memory.time.time", lambda: later)
+    monkeypatch.setattr("limits.strategies.time.time", lambda: later)
+    assert guessing.post("/review/sign-in", data=right).status_code == 303
+
+
 def test_pages_carry_a_policy_that_no_inline_script_passes(
     client: Browser, site: dict[str, Any]
 ) -> None:

@@ -206,11 +206,11 @@ def test_who_waits_too_long_is_told_where_to_ask(tmp_path: Path) -> None:
 _SERVE = "import typer; from medqa.cli.serve import serve; typer.run(serve)"
 
 
-def started(folder: Path, port: int) -> subprocess.Popen[str]:
+def started(folder: Path, port: int, *options: str) -> subprocess.Popen[str]:
     """`medqa serve` as a process group of its own."""
     command = [sys.executable, "-c", _SERVE, "--spool", str(folder / "spool"), "--no-auth"]
     return subprocess.Popen(  # noqa: S603
-        [*command, "--port", str(port), "--db", str(folder / "audit.db")],
+        [*command, "--port", str(port), "--db", str(folder / "audit.db"), *options],
         env={**os.environ, "OMP_NUM_THREADS": "1", "XDG_DATA_HOME": str(folder)},
         stderr=subprocess.PIPE,
         text=True,
@@ -256,6 +256,40 @@ def test_a_killed_service_loses_nothing_and_does_nothing_twice(tmp_path: Path) -
     assert sorted(one[0] for one in recorded) == sorted(one["assessment_id"] for one in ended)
     digests = [json.loads(one[1])["inputs"]["candidate"]["file_sha256"] for one in recorded]
     assert len(set(digests)) == len(jobs)
+
+
+def test_a_service_whose_jobs_others_do_holds_no_network(tmp_path: Path) -> None:
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    files = [part for n in (1, 2) for part in pair(ct_like(n), CT, n)]
+    one = started(tmp_path, port, "--workers", "0")
+    try:
+        until_ready(address)
+        answer = httpx.post(f"{address}/assess/batch", files=files, timeout=_LONG)
+        (first, second) = answer.json()["jobs"]
+        with working(str(tmp_path / "audit.db")):  # here, which has torch
+            for job in (first, second):
+                record = until_over(address, job["job_id"], {})["assessment_id"]
+        for path in ("/approvals", "/profiles", f"/assessments/{record}/report", "/metrics"):
+            assert httpx.get(f"{address}{path}").status_code == 200, path
+        case = f"{address}/review/cases/{record}"
+        for path in ("", "/slices/candidate/0", "/report"):
+            assert httpx.get(f"{case}{path}").status_code == 200, path
+        for path in ("", "/approvals", "/trends/charts", "/trail"):
+            assert httpx.get(f"{address}/review{path}").status_code == 200, path
+        ours = [one.pid, *children(one.pid)]
+        assert len(ours) == 2  # and the process that readers are forked from
+        for process in ours:
+            assert "torch" not in Path(f"/proc/{process}/maps").read_text()
+    finally:
+        os.killpg(one.pid, signal.SIGTERM)
+        one.communicate(timeout=60)
+    assert not any(Path(f"/proc/{process}").exists() for process in ours)
+
+
+def children(process: int) -> list[int]:
+    text = Path(f"/proc/{process}/task/{process}/children").read_text()
+    return [int(child) for child in text.split()]
 
 
 @pytest.mark.parametrize(

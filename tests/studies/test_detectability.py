@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import base64
+import io
 import json
 import math
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pydicom
 import pytest
 import typer
@@ -19,7 +22,10 @@ from medqa.compression.codecs import CODECS, at_ratio
 from medqa.errors import MismatchError, PixelError, UsageError
 from medqa.studies.compression.stored import read_stored
 from medqa.studies.detectability import Detectability, detectability, evaluate, respond
-from medqa.studies.detectability_study import codec_process, detectability_by_ratio
+from medqa.studies.detectability_examples import examples
+from medqa.studies.detectability_page import Asked, page
+from medqa.studies.detectability_study import AtRatio, codec_process, detectability_by_ratio
+from medqa.studies.intervals import Estimate
 from medqa.studies.signals import Signal, calm, inserted, places
 
 FLAT = (1.0, 1.0)
@@ -210,19 +216,72 @@ def test_median_filter_removes_a_small_lesion(liver: list[Path]) -> None:
     assert found.loss.low > 0.1
 
 
-def test_command(liver: list[Path], tmp_path: Path) -> None:
+def test_command_writes_figures_and_a_page(liver: list[Path], tmp_path: Path) -> None:
     app = typer.Typer()
     app.command()(command)
-    out = tmp_path / "figures.json"
+    out = tmp_path / "out"
     given = [*map(str, liver), "--diameter", "3.5", "--contrast", "20", "--ratios", "1.5,30"]
     done = CliRunner().invoke(app, [*given, "--codec", "jpegls", "--out", str(out)])
     assert done.exit_code == 0, done.output
     assert "95 % intervals count" in done.output
-    record = json.loads(out.read_text())
+    record = json.loads((out / "detectability.json").read_text())
     assert [one["ratio"] for one in record["ratios"]] == [1.5, 30.0]
     assert record["ratios"][0]["found"]["loss"] == {"value": 0.0, "low": 0.0, "high": 0.0}
-    assert record["ratios"][1]["found"]["loss"]["low"] > 0.05
+    after = record["ratios"][1]["found"]
+    assert after["loss"]["low"] > 0.05
     assert record["codec_version"]
+    page = (out / "index.html").read_text("utf-8")
+    low, high = after["after"]["low"], after["after"]["high"]
+    assert f"{after['after']['value']:.3f} ({low:.3f} to {high:.3f})" in page
+    assert "From 30:1 on" in page
+    # The slice; two places without the lesion, and with it before and at two ratios, twice each.
+    assert page.count("data:image/png") == 1 + 2 * (1 + 3 * 2)
+    assert "http" not in page.replace("http-equiv", "")
+    assert str(tmp_path) not in page
+    assert not any(path.name in page for path in liver)
+
+
+def test_examples_show_the_lesion_alone_and_what_is_left(liver: list[Path]) -> None:
+    stored, signal = read_stored(liver[:1]), Signal(3.5, 20.0)
+    found = examples(stored, CODECS["jpegls"], [1.5, 60.0], signal)
+    assert found is not None
+    shape = stored.image.shape[1:]
+    assert (found.rows, found.columns) == shape
+    assert found.where == tuple(
+        (row, column)
+        for _, row, column in places(
+            calm(np.asarray(stored.image.pixels), signal, stored.image.spacing_mm[1:], "CT"),
+            signal.draw(stored.image.spacing_mm[1:]).shape,
+            0,
+        )
+    )
+    for one in found.shown:
+        _, before, lossless, coarse = map(_gray, (view.lesion for view in one.views))
+        # At 1.5:1 nothing is lost; grey is no difference, and the lesion is bright in the middle.
+        middle = before.shape[0] // 2, before.shape[1] // 2
+        assert before[middle] == pytest.approx(255 * (0.5 + 0.5 / 1.5), abs=4)
+        assert before[0, 0] == pytest.approx(128, abs=1)
+        # But for rounding to whole HU, of both slices; one is 255 / 60 greys.
+        apart = [np.abs(one.astype(int) - before).max() for one in (lossless, coarse)]
+        assert apart[0] <= 5
+        assert apart[1] > 20
+
+
+def _gray(uri: str | None) -> NDArray[np.uint8]:
+    if uri is None:
+        return np.zeros((0, 0), np.uint8)
+    content = base64.b64decode(uri.partition(",")[2])
+    return np.asarray(PIL.Image.open(io.BytesIO(content)))
+
+
+def test_a_page_of_no_room_no_loss_and_a_plain_lesion() -> None:
+    sure = Estimate(1.0, None, None)
+    plain = Detectability(sure, sure, Estimate(0.0, None, None), 90, 90, "places")
+    asked = Asked(CODECS["j2k"], Signal(9.0, 900.0, "disc"), "gabor", 1, 20, 0, "arbitrary")
+    found = page(asked, [AtRatio(5.0, plain)], None).decode()
+    for words in ("No loss is shown", "not known", "so plain that", "no room for", "discs 9 mm"):
+        assert words in found
+    assert "arbitrary" not in found
 
 
 @pytest.mark.parametrize("ratios", ["5,x", "1,5", "nan", ""])

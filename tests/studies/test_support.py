@@ -74,6 +74,19 @@ def test_the_z_of_a_blob_in_white_noise_is_the_known_one():
     assert found.findings[0].z == pytest.approx(band / noise, abs=2.5 + 0.15 * band / noise)
 
 
+@pytest.mark.parametrize("contrast", [200.0, -200.0])
+def test_a_plain_lesion_is_one_finding_and_its_ring_is_none(contrast):
+    noisy = CLEAN + 10 * WHITE
+    rows, columns = np.mgrid[:SIDE, :SIDE]
+    added = contrast * np.exp(-((rows - 128) ** 2 + (columns - 60) ** 2) / (2 * 7.0**2))
+    (one,) = support(noisy, CLEAN + added, BODY).findings
+    assert (one.row, one.column) == pytest.approx((128, 60), abs=3)
+    assert one.kind == "added"
+    assert one.z * np.sign(contrast) > 60
+    # The mean of the half of the Gaussian that is highest, less the ring around that.
+    assert one.difference == pytest.approx(contrast / 2, rel=0.5)
+
+
 def test_an_unchanged_image_and_a_shifted_one_have_no_findings():
     noisy = CLEAN + 10 * WHITE
     for same in (noisy, noisy + 40):

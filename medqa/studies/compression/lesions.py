@@ -21,7 +21,7 @@ from medqa.errors import MedqaError
 from medqa.studies.compression.rows import Row
 from medqa.studies.compression.stored import StoredImage
 from medqa.studies.detectability import Detectability, Responses, evaluate, respond
-from medqa.studies.detectability_study import codec_process
+from medqa.studies.detectability_study import codec_process, spread_over
 from medqa.studies.signals import Signal, calm
 
 __all__ = ["Answers", "Detected", "answers_of", "detected", "packed", "unpacked", "words_of"]
@@ -85,8 +85,7 @@ def answers_of(
     image = stored.image
     if image.spacing_mm is None:
         return {}, "has no pixel spacing"
-    parts = min(image.shape[0], _SLICES)
-    indices = [(2 * part + 1) * image.shape[0] // (2 * parts) for part in range(parts)]
+    indices = spread_over(image.shape[0], _SLICES)
     stack = np.stack([image.pixels[index] for index in indices])
     spacing = image.spacing_mm[1], image.spacing_mm[2]
     inside = calm(stack, lesion, spacing, image.modality)

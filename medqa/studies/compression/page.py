@@ -14,6 +14,7 @@ import jinja2
 from medqa._version import __version__
 from medqa.compression.approval import Approval
 from medqa.compression.codecs import CODECS, version
+from medqa.pages import templates
 from medqa.report import number
 from medqa.studies.compression.curves import FLOOR
 from medqa.studies.compression.decision import Decision, Group
@@ -242,19 +243,4 @@ def _per_cent(share: float) -> str:
 
 @cache
 def _templates() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("medqa"),
-        autoescape=True,  # devices and body parts come from headers
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals |= {
-        "number": number,
-        "crossing": _crossing,
-        "estimate": _estimate,
-        "figure": _figure,
-        "per_cent": _per_cent,
-        "signed": _signed,
-    }
-    return environment
+    return templates(number, _crossing, _estimate, _figure, _per_cent, _signed)

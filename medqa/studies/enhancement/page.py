@@ -16,6 +16,7 @@ import jinja2
 from medqa._version import __version__
 from medqa.assessment import VERDICT_WORDS
 from medqa.files import write_file
+from medqa.pages import templates
 from medqa.studies.enhancement.measures import Definition
 from medqa.studies.enhancement.ranking import FEWEST, Comparison, Ranking, cliques
 from medqa.studies.enhancement.rows import LEAST_KEPT, Pictures, Row
@@ -325,28 +326,17 @@ def _says(one: Comparison) -> str:
 
 @cache
 def _templates() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("medqa"),
-        autoescape=True,  # names of methods come from the caller
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    return templates(
+        *(decision, method_words, case_path),
+        *(_number, _p, _better, _unit, _outcome_words, _says, _and, _beats_all),
+        verdict_words=VERDICT_WORDS,
+        before_words=_BEFORE_WORDS,
+        medqa_version=__version__,
+        width=_WIDTH,
+        step=_STRIP_STEP,
+        fewest=FEWEST,
+        least_kept=LEAST_KEPT,
     )
-    helpers = (_number, _p, _better, _unit, _outcome_words, _says, _and, _beats_all)
-    environment.globals |= {helper.__name__.lstrip("_"): helper for helper in helpers}
-    environment.globals |= {
-        "decision": decision,
-        "method_words": method_words,
-        "case_path": case_path,
-        "verdict_words": VERDICT_WORDS,
-        "before_words": _BEFORE_WORDS,
-        "medqa_version": __version__,
-        "width": _WIDTH,
-        "step": _STRIP_STEP,
-        "fewest": FEWEST,
-        "least_kept": LEAST_KEPT,
-    }
-    return environment
 
 
 def _page(name: str, **values: Any) -> bytes:
