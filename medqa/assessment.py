@@ -102,12 +102,16 @@ class ImageInput(_Record):
     spacing_mm: tuple[float, float, float] | None = Field(description="slice, row, column")
     body_part: str | None
     """DICOM Body Part Examined."""
+    device: str | None = None
+    """DICOM Manufacturer and Manufacturer's Model Name."""
     transfer_syntax: str | None
     """UID of the DICOM transfer syntax it was stored in."""
     file_sha256: Sha256 | None
     """SHA-256 of the file; of several files, of their hex digests joined by newlines."""
     pixels_sha256: Sha256
     """SHA-256 of shape, type and values: the same for the same image in another file."""
+    device_hmac: Sha256 | None = None
+    """Keyed code of manufacturer, model, serial number and station: one for each device."""
     patient_hmac: Sha256 | None = None
     """Keyed code of the Patient ID."""
     study_hmac: Sha256 | None = None

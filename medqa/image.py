@@ -85,6 +85,8 @@ class Identifiers:
     frames
         Number, from 1, of each slice's frame in its multi-frame file; () where each slice is a
         file of its own.
+    device
+        Manufacturer, model, serial number and station: one device.
     """
 
     patient_id: str | None = None
@@ -93,6 +95,7 @@ class Identifiers:
     sop_uids: tuple[str, ...] = ()
     frames: tuple[int, ...] = ()
     frame_of_reference_uid: str | None = None
+    device: str | None = None
 
 
 @dataclass(frozen=True)
@@ -349,6 +352,8 @@ class Image:
         How many volumes a time series holds; `slices` is a multiple of it.
     body_part
         DICOM BodyPartExamined, where given.
+    device
+        DICOM Manufacturer and Manufacturer's Model Name, where given.
     transfer_syntax
         UID of the DICOM transfer syntax it was stored in.
     identifiers
@@ -371,6 +376,7 @@ class Image:
     suv_factor: float | None = None
     volumes: int = 1
     body_part: str | None = None
+    device: str | None = None
     transfer_syntax: str | None = None
     identifiers: Identifiers = field(default=Identifiers(), repr=False)
     file_sha256: str | None = None

@@ -180,6 +180,7 @@ def _plain(image: Image) -> dict[str, Any]:
         "suv_factor": image.suv_factor,
         "volumes": image.volumes,
         "body_part": image.body_part,
+        "device": image.device,
         "transfer_syntax": image.transfer_syntax,
         "identifiers": {
             "patient_id": one.patient_id,
@@ -188,6 +189,7 @@ def _plain(image: Image) -> dict[str, Any]:
             "sop_uids": list(one.sop_uids),
             "frames": list(one.frames),
             "frame_of_reference_uid": one.frame_of_reference_uid,
+            "device": one.device,
         },
         "file_sha256": image.file_sha256,
     }
@@ -225,6 +227,7 @@ def _image(header: dict[str, Any], file: BinaryIO, start: int) -> Image:
         suv_factor=None if header["suv_factor"] is None else float(header["suv_factor"]),
         volumes=_whole(header["volumes"]),
         body_part=_text(header["body_part"]),
+        device=_text(header["device"]),
         transfer_syntax=_text(header["transfer_syntax"]),
         identifiers=Identifiers(
             patient_id=_text(names["patient_id"]),
@@ -233,6 +236,7 @@ def _image(header: dict[str, Any], file: BinaryIO, start: int) -> Image:
             sop_uids=tuple(str(uid) for uid in names["sop_uids"]),
             frames=tuple(int(frame) for frame in names["frames"]),
             frame_of_reference_uid=_text(names["frame_of_reference_uid"]),
+            device=_text(names["device"]),
         ),
         file_sha256=_text(header["file_sha256"]),
     )

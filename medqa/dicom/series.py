@@ -150,6 +150,7 @@ def _image(slices: Sequence[_Slice], volumes: int, files: int, source: str) -> I
         suv_factor=suv_factor(headers),
         volumes=volumes,
         body_part=_text(header, "BodyPartExamined"),
+        device=" ".join(filter(None, _device(header)[:2])) or None,
         transfer_syntax=str(header.file_meta.TransferSyntaxUID),
         identifiers=replace(
             _identifiers(headers),
@@ -204,10 +205,18 @@ def _identifiers(headers: Sequence[Dataset]) -> Identifiers:
     first = headers[0]
     uids = (_text(header, "SOPInstanceUID") for header in headers)
     frames_of_reference = {_text(header, "FrameOfReferenceUID") for header in headers}
+    device = _device(first)
     return Identifiers(
         patient_id=_text(first, "PatientID"),
         study_uid=_text(first, "StudyInstanceUID"),
         series_uid=_text(first, "SeriesInstanceUID"),
         sop_uids=tuple(uid for uid in uids if uid is not None),
         frame_of_reference_uid=frames_of_reference.pop() if len(frames_of_reference) == 1 else None,
+        device="|".join(device) if any(device) else None,
     )
+
+
+def _device(header: Dataset) -> list[str]:
+    """Manufacturer, model, serial number and station; empty where not given."""
+    keywords = ("Manufacturer", "ManufacturerModelName", "DeviceSerialNumber", "StationName")
+    return [(_text(header, keyword) or "").strip() for keyword in keywords]

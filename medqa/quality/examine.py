@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 
 from medqa._version import __version__
-from medqa.audit import pseudonym
 from medqa.dicom.files import header, reading
 from medqa.dicom.pixels import number
 from medqa.errors import RegionError
@@ -284,16 +283,15 @@ def record_of(examination: Examination, header: Dataset | None, key: bytes | Non
     """
     image = examination.image
     ds = Dataset() if header is None else header
-    model = [_text(ds, keyword) for keyword in ("Manufacturer", "ManufacturerModelName")]
-    device = [*model, _text(ds, "DeviceSerialNumber"), _text(ds, "StationName")]
+    named = image_input(image, key)
     return QualityRecord(
         quality_id=str(uuid.uuid4()),
         created_at=datetime.datetime.now(datetime.UTC),
         medqa_version=__version__,
-        image=image_input(image, key),
+        image=named,
         acquired_on=_day(ds),
-        device=" ".join(filter(None, model)) or None,
-        device_hmac=pseudonym(key, "|".join(device)) if key and any(device) else None,
+        device=named.device,
+        device_hmac=named.device_hmac,
         study_type=_study_type(image, ds),
         measures=examination.measures,
     )

@@ -7,7 +7,21 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 from urllib.parse import urlencode
 
-from sqlalchemy import ColumnElement, Select, and_, case, exists, func, or_, select
+from sqlalchemy import (
+    JSON,
+    ColumnElement,
+    Select,
+    Text,
+    and_,
+    case,
+    exists,
+    func,
+    or_,
+    select,
+    type_coerce,
+)
+from sqlalchemy import cast as sql_cast
+from sqlalchemy.dialects import postgresql
 
 from medqa.assessment import VERDICT_WORDS, Assessment, Verdict
 from medqa.audit import History, Store, histories
@@ -36,6 +50,8 @@ class Choice:
         ``open``: neither approved nor rejected; ``decided``: one of these; ``all``.
     modality, profile
         Only these; empty for any.
+    device
+        Only this one, by its keyed code; empty for any.
     page
         From 1.
     """
@@ -44,6 +60,7 @@ class Choice:
     state: State = "open"
     modality: str = ""
     profile: str = ""
+    device: str = ""
     page: int = 1
 
     @classmethod
@@ -56,6 +73,7 @@ class Choice:
             cast(State, stood) if stood in ("decided", "all") else "open",
             asked.get("modality", "")[:64],
             asked.get("profile", "")[:64],
+            asked.get("device", "")[:64],
             min(int(page), 10**6) if page.isdecimal() and len(page) < 8 and int(page) > 0 else 1,
         )
 
@@ -129,19 +147,29 @@ def counted(store: Store, chosen: Choice) -> Counts:
     return Counts(sum(found.values()), {one: found[one] for one in _ORDER if one in found})
 
 
-def choices(store: Store) -> dict[str, list[str]]:
-    """Modalities and profiles that the record holds."""
+def choices(store: Store) -> dict[str, dict[str, str]]:
+    """Modalities, profiles and devices that the record holds, and what people call them."""
     columns = {"modality": assessments.c.modality, "profile": assessments.c.profile_name}
+    found: dict[str, dict[str, str]] = {}
     with store.reading() as connection:
-        return {
-            name: [
-                str(one)
-                for one in connection.scalars(
-                    select(column).where(column.is_not(None)).distinct().order_by(column)
-                )
-            ]
-            for name, column in columns.items()
+        for name, column in columns.items():
+            query = select(column).where(column.is_not(None)).distinct().order_by(column)
+            found[name] = {str(one): str(one) for one in connection.scalars(query)}
+        named, code = _of_reference("device"), _of_reference("device_hmac")
+        devices = select(func.max(named), code).where(code.is_not(None)).group_by(code)
+        found["device"] = {
+            str(row[1]): f"{row[0] or 'unnamed'} ({row[1][:8]})"
+            for row in connection.execute(devices.order_by(func.max(named), code))
         }
+    return found
+
+
+def _of_reference(name: str) -> ColumnElement[str]:
+    """Return what a record says of its reference; no column of the chain holds it."""
+    text = Text().with_variant(postgresql.JSON(), "postgresql")
+    record = type_coerce(sql_cast(assessments.c.record, text), JSON)
+    found: ColumnElement[str] = record["inputs", "reference", name].as_string()
+    return found
 
 
 def neighbours(store: Store, chosen: Choice, assessment_id: str) -> tuple[str | None, str | None]:
@@ -169,6 +197,8 @@ def _wanted(chosen: Choice) -> list[ColumnElement[bool]]:
         wanted.append(assessments.c.modality == chosen.modality)
     if chosen.profile:
         wanted.append(assessments.c.profile_name == chosen.profile)
+    if chosen.device:
+        wanted.append(_of_reference("device_hmac") == chosen.device)
     if chosen.state != "all":
         # The body of a signature is canonical JSON, whose first name is the meaning.
         decided = exists().where(

@@ -183,6 +183,10 @@ def test_the_worst_case_comes_first_and_filters_hold(client: Browser, site: dict
     assert listed("verdict=all&modality=CT") == [site["bad"], site["good"]]
     assert listed("verdict=all&modality=MR") == []
     assert listed("verdict=all&profile=ct&page=2") == []
+    page = client.get("/review?verdict=all").text
+    (code,) = re.findall(r'<option value="(\w{64})">GE MEDICAL SYSTEMS RHAPSODE \(\w{8}\)', page)
+    assert listed(f"verdict=all&device={code}") == [site["bad"], site["good"]]
+    assert listed(f"verdict=all&device={'0' * 64}") == []
     assert listed("verdict=nonsense&state=nonsense&page=-7") == [site["bad"]]
 
 
