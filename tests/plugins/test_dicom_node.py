@@ -32,6 +32,7 @@ from typer.testing import CliRunner
 
 from medqa.audit import Store, verify
 from medqa.errors import UsageError
+from medqa.isolation import decode_isolated
 from medqa.queue import counts, fail, undelivered
 from medqa.queue.submission import Spool
 from medqa.queue.worker import Networks, do, lease
@@ -225,7 +226,7 @@ def assess_all(db: str) -> None:
     with Store.open(db) as store:
         networks = Networks()
         while (leased := lease(store, "test")) is not None:
-            assert do(store, leased, networks) == "done"
+            assert do(store, leased, networks, decode_isolated) == "done"
 
 
 def test_echo_and_titles(shared_node: Node) -> None:
@@ -713,9 +714,11 @@ def test_where_a_sender_must_come_from(tmp_path: Path) -> None:
         assert one.echo("ELSEWHERE")[0] != 0
 
 
-def test_what_the_command_takes(tmp_path: Path) -> None:
+def test_what_the_command_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from medqa.cli.dicom_node import dicom_node
 
+    # The process is the node's alone, but for this test's.
+    monkeypatch.setattr("medqa_plugins.dicom_node.node.prepare", lambda _spool: None)
     app = Typer()
     app.command()(dicom_node)
     spool = ("--spool", str(tmp_path / "spool"))

@@ -36,6 +36,7 @@ from typer.testing import CliRunner
 
 from medqa.audit import Store
 from medqa.errors import UsageError
+from medqa.isolation import decode_isolated
 from medqa.queue import lease, listed
 from medqa.queue.submission import Spool
 from medqa.queue.worker import Networks, do
@@ -279,7 +280,7 @@ def assess_all(url: str) -> int:
     done, networks = 0, Networks()
     with Store.open(url) as store:
         while (leased := lease(store, "tests")) is not None:
-            do(store, leased, networks)
+            do(store, leased, networks, decode_isolated)
             done += 1
     return done
 

@@ -24,6 +24,7 @@ from pydicom.uid import generate_uid
 
 from medqa.audit import Store
 from medqa.files import write_file
+from medqa.isolation import decode_isolated
 from medqa.queue import counts, deliver, enqueue, lease, listed
 from medqa.queue.submission import Spool
 from medqa.queue.worker import Networks, do
@@ -88,7 +89,7 @@ def assess_all(url: str) -> int:
     done, networks = 0, Networks()
     with Store.open(url) as store:
         while (leased := lease(store, "tests")) is not None:
-            do(store, leased, networks)
+            do(store, leased, networks, decode_isolated)
             done += 1
     return done
 
