@@ -80,8 +80,8 @@ def relu_difference(before: Tensor, difference: Tensor) -> Tensor:
 def pool(image: Tensor, kernel: int, stride: int, size: tuple[int, int]) -> Tensor:
     """Greatest value under each window of (N, C, H, W), without padding.
 
-    Windows over the end are cut. In bfloat16 no value may be below 0: their bits are compared.
-    `size` is the (rows, columns) of the result.
+    Windows over the end are cut. In bfloat16, whose bits are compared, a window in which all is
+    below 0 gives any of its values. `size` is the (rows, columns) of the result.
     """
     out = image.new_empty((len(image), *size, image.shape[1])).permute(0, 3, 1, 2)
     for one, result in zip(_images(image), _images(out), strict=True):

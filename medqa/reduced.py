@@ -38,15 +38,15 @@ def trail(stages: nn.ModuleList, images: Tensor) -> list[Tensor]:
     x = images
     for layer in _layers(stages):
         if isinstance(layer, nn.ReLU):
-            x = x.relu()
-            continue
-        if isinstance(layer, Fire):
-            kept.append(layer.squeeze(x))
-            x = kept[-1].relu()
-            kept.append(torch.cat([layer.expand1x1(x), layer.expand3x3(x)], dim=1))
-            x = kept[-1].relu()
-            continue
-        x = layer(x)
+            continue  # what comes next does it
+        if isinstance(layer, Pool):
+            x = layer(x).relu_()  # the same as before it, of fewer values
+        elif isinstance(layer, Fire):
+            kept.append(layer.squeeze(x.relu()))
+            inner = kept[-1].relu()
+            x = torch.cat([layer.expand1x1(inner), layer.expand3x3(inner)], dim=1)
+        else:
+            x = layer(x if x is images else x.relu())
         kept.append(x)
     return kept
 
