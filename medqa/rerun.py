@@ -31,6 +31,7 @@ _VOLATILE = {
     "origin",
     "correlation_id",
     "file_sha256",
+    "device_hmac",
     "patient_hmac",
     "study_hmac",
     "series_hmac",

@@ -34,6 +34,7 @@ PORT = 6514
 _LOG = logging.getLogger("medqa.audit")
 _BATCH = 200  # entries for each connection
 _SECONDS = 30.0  # that the network may take for each step
+_REFUSAL_SECONDS = 1.0  # from the end of the handshake
 _COLUMNS = len(entries.c)
 
 
@@ -180,6 +181,7 @@ def _send(repository: Repository, context: ssl.SSLContext, framed: bytes) -> Non
             socket.create_connection(address, timeout=_SECONDS) as plain,
             context.wrap_socket(plain, server_hostname=repository.host) as connection,
         ):
+            _wait_for_refusal(connection)
             connection.sendall(framed)
             _finish(connection)
     except OSError as error:
@@ -188,6 +190,18 @@ def _send(repository: Repository, context: ssl.SSLContext, framed: bytes) -> Non
             f"the audit messages did not get through ({error})",
             "nothing is lost: try again once it can be reached and trusted",
         ) from error
+
+
+def _wait_for_refusal(connection: ssl.SSLSocket) -> None:
+    """Give the other side time to refuse our certificate: in TLS 1.3 it does so after we are done.
+
+    What is sent before that is lost without a word. Syslog itself never answers.
+    """
+    connection.settimeout(_REFUSAL_SECONDS)
+    with suppress(TimeoutError):
+        connection.recv(1)
+        raise ConnectionError("the connection was closed at once")
+    connection.settimeout(_SECONDS)
 
 
 def _finish(connection: ssl.SSLSocket) -> None:
