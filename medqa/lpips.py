@@ -40,9 +40,8 @@ PRECISIONS = {
 _EPSILON = 1e-10
 # Memory in bytes that one run of a network may take, at most: what decides the size of a tile.
 _LARGEST_RUN = {"cpu": 2**30, "cuda": 2**32}
-# Memory of the pairs that go through a processor together: more than this leaves its cache. On two
-# cores at 512 x 512, alex is fastest with four pairs, and squeeze twice as fast with one as with
-# eight.
+# Memory of the pairs that one thread takes through the network together: at 512 x 512 a single one,
+# which stays in the cache of its core as long as it can; of smaller images more.
 _CACHED_RUN = 16 * 2**20
 # Tiles begin at multiples of this, the last tap's stride, so that every tap's positions coincide.
 _GRID = 16
@@ -323,7 +322,7 @@ class GrayLPIPS(nn.Module):
     def _pair_maps(self, reference: Tensor, candidate: Tensor) -> tuple[Tensor, ...]:
         if self._reduced:
             return self._kept_maps(self._features(reference, _size(reference)), candidate)
-        # Both in one batch: the more images, the better the processor is used.
+        # Both in one batch: the weights are read once.
         taps = self._taps(torch.cat([reference, candidate]))
         count = len(reference)
         pairs = zip(taps, self.heads, strict=True)
