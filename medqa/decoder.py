@@ -115,23 +115,35 @@ class Decoder:
         ours, theirs = socket.socketpair()
         with ours, theirs:
             ours.settimeout(self._seconds + _SPARE_SECONDS)
+            template = self._send(request, answer, theirs)
+            theirs.close()
             try:
-                self._send(request, answer, theirs)
-                theirs.close()
                 told = ours.recv(_STATUS, socket.MSG_WAITALL)
             except TimeoutError as cause:  # its reader does not even die
-                self.close()
+                self._give_up(template)
                 raise too_slow(path, self._seconds) from cause
             except OSError:
-                return None
-        return int.from_bytes(told, "little", signed=True) if len(told) == _STATUS else None
+                told = b""
+        if len(told) == _STATUS:
+            return int.from_bytes(told, "little", signed=True)
+        self._give_up(template)
+        return None
 
-    def _send(self, *files: BinaryIO | socket.socket) -> None:
+    def _send(self, *files: BinaryIO | socket.socket) -> _Template:
+        """Hand a request to the template; what one that is gone was sent, nobody answers."""
         with self._guard:
             if self._template.process.poll() is not None:
                 self._end()
                 self._start()
-            socket.send_fds(self._template.line, [b"r"], [one.fileno() for one in files])
+            with suppress(OSError):
+                socket.send_fds(self._template.line, [b"r"], [one.fileno() for one in files])
+            return self._template
+
+    def _give_up(self, template: _Template) -> None:
+        """End a template, which may be dying just now, unless another thread has replaced it."""
+        with self._guard:
+            if self._template is template:
+                self._end()
 
     def _start(self) -> None:
         self._template = _begin(self._seconds, self._memory_bytes)
