@@ -140,6 +140,16 @@ def test_a_template_that_was_killed_is_replaced(images: Path) -> None:
     decoder.close()
 
 
+def test_one_that_is_dying_is_replaced(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Decoder() as decoder:
+        first = decoder._template.process
+        os.kill(first.pid, signal.SIGKILL)
+        # Its line is closed a moment before the system counts it as ended.
+        monkeypatch.setattr(first, "poll", lambda: first.returncode)
+        decoder(images / "good.dcm")
+        assert decoder._template.process.pid != first.pid
+
+
 def test_one_that_cannot_begin_says_so(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
