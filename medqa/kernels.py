@@ -22,7 +22,15 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["pool", "pool_difference", "relu_difference", "suit", "unit_difference", "unit_followed"]
+__all__ = [
+    "compiled",
+    "pool",
+    "pool_difference",
+    "relu_difference",
+    "suit",
+    "unit_difference",
+    "unit_followed",
+]
 
 _Floats = NDArray[np.float32]
 _Bits = NDArray[np.uint16]
@@ -118,7 +126,8 @@ def _flat(batch: Tensor) -> NDArray[Any]:
     return _images(batch).reshape(-1)
 
 
-def _compiled(function: _Loop) -> _Loop:
+def compiled(function: _Loop) -> _Loop:
+    """Compile a loop at its first call."""
     options: Any = {
         "nogil": True,
         "error_model": "numpy",
@@ -132,7 +141,7 @@ def _compiled(function: _Loop) -> _Loop:
     return cast(_Loop, loop)
 
 
-@_compiled
+@compiled
 def _unit_difference(one: _Floats, other: _Floats, head: _Floats, out: _Floats) -> None:
     """Weighted squared difference of two feature vectors, each made a unit vector.
 
@@ -160,7 +169,7 @@ def _unit_difference(one: _Floats, other: _Floats, head: _Floats, out: _Floats) 
         out[i] = total
 
 
-@_compiled
+@compiled
 def _unit_followed(before: _Bits, difference: _Bits, head: _Floats, out: _Floats) -> None:
     """Do the same with a reference before its ReLU, and the candidate's difference after it."""
     positions, channels = before.shape
@@ -187,7 +196,7 @@ def _unit_followed(before: _Bits, difference: _Bits, head: _Floats, out: _Floats
         out[i] = total
 
 
-@_compiled
+@compiled
 def _relu_difference(before: _Bits, difference: _Bits) -> None:
     """relu(p + d) - relu(p), written over `difference`; both flat."""
     bits = np.empty((2, _BLOCK), np.uint32)
@@ -205,7 +214,7 @@ def _relu_difference(before: _Bits, difference: _Bits) -> None:
             result[i] = _rounded(bits[1, i])
 
 
-@_compiled
+@compiled
 def _pool(image: _Floats, kernel: int, stride: int, out: _Floats) -> None:
     """Greatest value under a window, without padding; windows over the end are cut.
 
@@ -227,7 +236,7 @@ def _pool(image: _Floats, kernel: int, stride: int, out: _Floats) -> None:
                         out[y, x, c] = max(out[y, x, c], image[row, column, c])
 
 
-@_compiled
+@compiled
 def _pool_difference(
     before: _Bits, difference: _Bits, pooled: _Bits, kernel: int, stride: int, out: _Bits
 ) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from medqa import kernels
 from medqa.weights import Weights
+from medqa.winograd import Filter, serves
 
 __all__ = [
     "Fire",
@@ -135,6 +136,20 @@ def _missing(ones: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return ones.sum(dim=(1, 2))[:, None, None] - inside
 
 
+class Convolution(nn.Conv2d):
+    """A convolution; `medqa.winograd` does it where that is faster and no gradient is asked for."""
+
+    _filter: Filter | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve (N, C, H, W)."""
+        if not serves(self.weight, self.stride[0], x):
+            return super().forward(x)
+        if self._filter is None:
+            self._filter = Filter(self.weight, self.bias, int(self.padding[0]))
+        return self._filter(x)
+
+
 class Pool(nn.MaxPool2d):
     """Max pooling without padding; where bfloat16 is below 0, any value below 0."""
 
@@ -159,7 +174,7 @@ class Fire(nn.Module):
         super().__init__()
         self.squeeze = nn.Conv2d(channels, squeeze, 1)
         self.expand1x1 = nn.Conv2d(squeeze, expand, 1)
-        self.expand3x3 = nn.Conv2d(squeeze, expand, 3, padding=1)
+        self.expand3x3 = Convolution(squeeze, expand, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, h, w) to (N, 2 expand, h, w)."""
@@ -173,10 +188,10 @@ def alex_stages(widths: Sequence[int], channels: int = 1) -> nn.ModuleList:
     return nn.ModuleList(
         [
             nn.Sequential(Stem(channels, a, 11, 4, 2), nn.ReLU(inplace=True)),
-            nn.Sequential(Pool(3, 2), nn.Conv2d(a, b, 5, padding=2), nn.ReLU(inplace=True)),
-            nn.Sequential(Pool(3, 2), nn.Conv2d(b, c, 3, padding=1), nn.ReLU(inplace=True)),
-            nn.Sequential(nn.Conv2d(c, d, 3, padding=1), nn.ReLU(inplace=True)),
-            nn.Sequential(nn.Conv2d(d, e, 3, padding=1), nn.ReLU(inplace=True)),
+            nn.Sequential(Pool(3, 2), Convolution(a, b, 5, padding=2), nn.ReLU(inplace=True)),
+            nn.Sequential(Pool(3, 2), Convolution(b, c, 3, padding=1), nn.ReLU(inplace=True)),
+            nn.Sequential(Convolution(c, d, 3, padding=1), nn.ReLU(inplace=True)),
+            nn.Sequential(Convolution(d, e, 3, padding=1), nn.ReLU(inplace=True)),
         ]
     )
 
@@ -207,7 +222,9 @@ def _vgg_stages(channels: int) -> nn.ModuleList:
         for _ in range(convolutions):
             first = not stages and not layers
             layers += [
-                Stem(channels, width, 3, 1, 1) if first else nn.Conv2d(before, width, 3, padding=1),
+                Stem(channels, width, 3, 1, 1)
+                if first
+                else Convolution(before, width, 3, padding=1),
                 nn.ReLU(inplace=True),
             ]
             before = width

@@ -6,6 +6,8 @@ they do not, and what it needs stays in the cache of its core.
 
 from __future__ import annotations
 
+import ctypes
+import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -38,16 +40,49 @@ def each(
         return map(function, items)
     inference, grad = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
 
-    def narrow() -> None:
-        torch.get_num_threads()  # sets this thread up, which would undo a limit set before
-        _openmp().limit(limits=threads // count)
-
     def run(item: _Item) -> _Result:
         with torch.inference_mode(inference), torch.set_grad_enabled(grad):
             return function(item)
 
-    with ThreadPoolExecutor(count, initializer=narrow) as pool:
-        return list(pool.map(run, items))
+    return list(_pool(count, threads // count).map(run, items))
+
+
+@cache
+def _pool(count: int, share: int) -> ThreadPoolExecutor:
+    """Return threads that have this share of torch's.
+
+    They are kept: to start them takes as long as a small convolution. What runs in one may call
+    `each` itself, and waits for others with a smaller share, never for its own.
+    """
+
+    def narrow() -> None:
+        torch.get_num_threads()  # sets this thread up, which would undo a limit set before
+        _openmp().limit(limits=share)
+        _limit_products(share)
+
+    return ThreadPoolExecutor(count, "medqa", narrow)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # no thread outlives a fork
+
+
+def _limit_products(count: int) -> None:
+    """Limit the calling thread's products of matrices, where torch has them from MKL.
+
+    MKL keeps a count of its own, and is a part of torch's library, where threadpoolctl does not see
+    it. Unlimited, they would wait for each other as well.
+    """
+    limit = _mkl()
+    if limit is not None:
+        limit(count)
+
+
+@cache
+def _mkl() -> Callable[[int], int] | None:
+    limit: Callable[[int], int] | None
+    limit = getattr(ctypes.CDLL(torch._C.__file__), "MKL_Set_Num_Threads_Local", None)
+    return limit
 
 
 @cache

@@ -100,7 +100,7 @@ def test_where_nothing_can_be_kept_it_is_compiled_all_the_same(
         return function
 
     monkeypatch.setattr(kernels, "njit", njit)
-    function = kernels._compiled(lambda: None)
+    function = kernels.compiled(lambda: None)
     assert function() is None
     assert asked == [True, False]
 
