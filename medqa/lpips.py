@@ -40,9 +40,10 @@ PRECISIONS = {
 _EPSILON = 1e-10
 # Memory in bytes that one run of a network may take, at most: what decides the size of a tile.
 _LARGEST_RUN = {"cpu": 2**30, "cuda": 2**32}
-# Memory of the pairs that one thread takes through the network together: at 512 x 512 a single one,
-# which stays in the cache of its core as long as it can; of smaller images more.
-_CACHED_RUN = 16 * 2**20
+# Memory of the pairs that one thread takes through the network together: at 512 x 512 two of gray
+# and a single one of the others, which its core's cache holds for a while. Of fewer, the threads
+# would often wait for the interpreter.
+_CACHED_RUN = 32 * 2**20
 # Tiles begin at multiples of this, the last tap's stride, so that every tap's positions coincide.
 _GRID = 16
 

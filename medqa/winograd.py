@@ -35,8 +35,9 @@ _AAA, _BBB = np.float32(_AA * _A), np.float32(_BB * _B)
 _ABB, _BAA = np.float32(_A * _BB), np.float32(_B * _AA)
 _PRODUCT, _SUM = np.float32(_AA * _BB), np.float32(_AA + _BB)
 
-# Patches that are taken together: few enough for the cache, enough for the products to be fast.
-_TOGETHER = 128
+# Patches that are taken together: few enough for the cache, enough for the products to be fast and
+# for threads to wait for the interpreter seldom.
+_TOGETHER = 256
 # Input channels below which the transforms cost more than the products save.
 _CHANNELS = 32
 
