@@ -24,6 +24,7 @@ from torch import Tensor
 
 __all__ = [
     "compiled",
+    "correlate",
     "pool",
     "pool_difference",
     "relu_difference",
@@ -34,8 +35,11 @@ __all__ = [
 
 _Floats = NDArray[np.float32]
 _Bits = NDArray[np.uint16]
+_Places = NDArray[np.int64]
 _Loop = TypeVar("_Loop", bound=Callable[..., None])
 
+# Values of a kernel that are taken together: one pass over a row for eight of them.
+_STEP = 8
 # Values that go through a buffer together: they stay in the first-level cache.
 _BLOCK = 1024
 # As in LPIPS v0.1.
@@ -106,6 +110,33 @@ def pool_difference(
     batches = map(_images, (before, difference, pooled, out))
     for p, d, less, result in zip(*batches, strict=True):
         _pool_difference(p, d, less, kernel, stride, result)
+
+
+def correlate(image: Tensor, down: Tensor, across: Tensor) -> Tensor:
+    """Correlate with one kernel along each column and one along each row.
+
+    Beyond its border an image goes on as its mirror image, the outermost pixel repeated.
+
+    Parameters
+    ----------
+    image
+        (N, C, H, W) float32, contiguous.
+    down, across
+        (2 radius + 1,).
+    """
+    out = torch.empty_like(image)
+    rows, columns = _in_steps(down), _in_steps(across)
+    above, before = len(down) // 2, len(across) // 2
+    for one, result in zip(image.flatten(0, 1).numpy(), out.flatten(0, 1).numpy(), strict=True):
+        _correlate(one, rows, columns, above, before, result)
+    return out
+
+
+def _in_steps(kernel: Tensor) -> NDArray[np.float32]:
+    """(k, 8): a kernel, with zeros at its end."""
+    padded = np.zeros((-(-len(kernel) // _STEP), _STEP), np.float32)
+    padded.flat[: len(kernel)] = kernel
+    return padded
 
 
 def _images(batch: Tensor) -> NDArray[Any]:
@@ -262,6 +293,68 @@ def _pool_difference(
                 values[2, c] -= values[0, c]
             for c in range(channels):
                 out[y, x, c] = _rounded(bits[2, c])
+
+
+@compiled
+def _correlate(
+    image: _Floats, down: _Floats, across: _Floats, above: int, before: int, out: _Floats
+) -> None:
+    """Correlate (rows, columns); a row of the result at a time, which stays in the cache.
+
+    Parameters
+    ----------
+    down, across
+        As `_in_steps` gives them.
+    above, before
+        Their radii.
+    """
+    rows, columns = image.shape
+    pixels = image.reshape(-1)
+    line = np.zeros(columns + 2 * before + _STEP, np.float32)
+    at = np.empty(_STEP, np.int64)
+    for y in range(rows):
+        for k in range(len(down)):
+            for i in range(_STEP):
+                at[i] = _mirrored(y + k * _STEP + i - above, rows) * columns
+            _add(pixels, at, down[k], k == 0, line[before : before + columns])
+        for i in range(before):
+            line[i] = line[before + _mirrored(i - before, columns)]
+            line[before + columns + i] = line[before + _mirrored(columns + i, columns)]
+        for k in range(len(across)):
+            for i in range(_STEP):
+                at[i] = k * _STEP + i
+            _add(line, at, across[k], k == 0, out[y])
+
+
+@compiled
+def _add(values: _Floats, at: _Places, weights: _Floats, first: bool, out: _Floats) -> None:
+    """Add eight stretches of values, each with its weight; write them where they are the first."""
+    a, b, c, d = values[at[0] :], values[at[1] :], values[at[2] :], values[at[3] :]
+    e, f, g, h = values[at[4] :], values[at[5] :], values[at[6] :], values[at[7] :]
+    p, q, r, s = weights[0], weights[1], weights[2], weights[3]
+    t, u, v, w = weights[4], weights[5], weights[6], weights[7]
+    if first:
+        for x in range(len(out)):
+            one = p * a[x] + q * b[x] + r * c[x] + s * d[x]
+            out[x] = one + t * e[x] + u * f[x] + v * g[x] + w * h[x]
+    else:
+        for x in range(len(out)):
+            out[x] += (
+                p * a[x]
+                + q * b[x]
+                + r * c[x]
+                + s * d[x]
+                + t * e[x]
+                + u * f[x]
+                + v * g[x]
+                + w * h[x]
+            )
+
+
+@njit(inline="always")
+def _mirrored(index: int, size: int) -> int:
+    index %= 2 * size
+    return min(index, 2 * size - 1 - index)
 
 
 @njit(inline="always")

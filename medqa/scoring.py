@@ -97,12 +97,16 @@ class _Tally:
         self._masked: list[float] = []
         self._found: list[list[_Found]] = [[] for _ in regions]
 
-    def add(self, view: _Shown, differences: Differences, batch: slice) -> None:
+    def add(self, view: _Shown, differences: Differences, bands: Bands, batch: slice) -> None:
         """Take slices `batch` under one display, compared."""
         window = view.display.name
         self._distances[window] += differences.distance().tolist()
-        for name, values in _measure(self._names, view.reference, view.candidate):
-            self._companions[name][window] += values
+        for name in self._names:
+            if name in ("edge_fidelity", "texture_fidelity"):  # what they share is computed once
+                found = getattr(bands, name)
+            else:
+                found = MEASURES[name].function(view.reference, view.candidate)
+            self._companions[name][window] += found.tolist()
         if any(_shared(region, batch) for region in self._regions):
             maps = differences.map()[:, 0].cpu().numpy()
             for region, places in zip(self._regions, self._found, strict=True):
@@ -181,7 +185,8 @@ def score(
     tally = _Tally(network, reference.shape, displays, regions, measures)
     for batch, views in _ahead(reference, candidate, displays, pin=network.device.type == "cuda"):
         for view in views:
-            tally.add(view, network.compare(view.reference, view.candidate), batch)
+            differences = network.compare(view.reference, view.candidate)
+            tally.add(view, differences, Bands(view.reference, view.candidate), batch)
         progress(len(range(reference.shape[0])[batch]))
     return tally.scores(aggregate)
 
@@ -224,31 +229,34 @@ def score_candidates(
         values = reference.pixels[batch]
         padding = None if reference.padding is None else reference.padding[batch]
         one = replace(reference, pixels=values, padding=padding)
-        against: dict[str, Callable[[Tensor], Differences]] = {}
+        against: dict[str, Callable[[Tensor], tuple[Differences, Bands]]] = {}
         for candidate, tally in zip(candidates, tallies, strict=True):
             both = pixels_of(one, Image(candidate[batch]), slice(None))
             for display in displays:
                 view = _Shown(display, *display(*both))
                 if display.name not in against:
                     against[display.name] = _against(network, view.reference)
-                tally.add(view, against[display.name](view.candidate), batch)
+                tally.add(view, *against[display.name](view.candidate), batch)
         progress(1)
     return tuple(tally.scores(aggregate) for tally in tallies)
 
 
-def _against(network: GrayLPIPS, reference: Tensor) -> Callable[[Tensor], Differences]:
+def _against(
+    network: GrayLPIPS, reference: Tensor
+) -> Callable[[Tensor], tuple[Differences, Bands]]:
     """Return what compares slices with one of a reference, (1, 1, rows, columns)."""
     # What is kept of a slice is as large as the slice is: of a large one it is computed again,
     # tile by tile.
     keep = reference.shape[2] * reference.shape[3] <= _KEPT_PIXELS
     features: Features | None = None
+    bands = Bands(reference, reference)
 
-    def compare(candidate: Tensor) -> Differences:
+    def compare(candidate: Tensor) -> tuple[Differences, Bands]:
         nonlocal features
-        if not keep or torch.equal(reference, candidate):
-            return network.compare(reference, candidate)  # nothing is computed of what is equal
+        if not keep or torch.equal(reference, candidate):  # nothing is computed of what is equal
+            return network.compare(reference, candidate), Bands(reference, candidate)
         features = features or network.features(reference)
-        return network.differences(features, candidate)
+        return network.differences(features, candidate), bands.against(candidate)
 
     return compare
 
@@ -362,16 +370,6 @@ def _ahead(
                 yield ready.result()
         if coming is not None:
             yield coming.result()
-
-
-def _measure(
-    names: Sequence[str], reference: Tensor, candidate: Tensor
-) -> Iterator[tuple[str, list[float]]]:
-    bands = Bands(reference, candidate)  # what edges and texture share is computed once
-    for name in names:
-        shared = {"edge_fidelity", "texture_fidelity"} & {name}
-        found = getattr(bands, name) if shared else MEASURES[name].function(reference, candidate)
-        yield name, found.tolist()
 
 
 def _measure_score(

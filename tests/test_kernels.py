@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
 from torch import Tensor
 
 from medqa import kernels
@@ -86,6 +88,19 @@ def test_what_the_loops_serve() -> None:
     assert not kernels.suit(torch.float32, right, right.contiguous())
     assert not kernels.suit(torch.float32, right.clone().requires_grad_())
     assert not kernels.suit(torch.float32, right.to("meta"))
+
+
+# Narrower than the kernels too: the mirror images of such an image overlap.
+@pytest.mark.parametrize("shape", [(1, 1, 3, 50), (2, 1, 40, 5), (1, 3, 33, 64)])
+@pytest.mark.parametrize("taps", [(5, 5), (17, 33), (1, 9)])
+def test_correlation(shape: tuple[int, ...], taps: tuple[int, int]) -> None:
+    image = torch.rand(shape)
+    down, across = (torch.randn(count).double() for count in taps)
+    exact = image.double().numpy()
+    for kernel, axis in ((down, 2), (across, 3)):
+        exact = ndimage.correlate1d(exact, kernel.numpy(), axis, mode="reflect")
+    found = kernels.correlate(image, down, across)
+    np.testing.assert_allclose(found.numpy(), exact, rtol=0, atol=1e-5 * np.abs(exact).max())
 
 
 def test_where_nothing_can_be_kept_it_is_compiled_all_the_same(

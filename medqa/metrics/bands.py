@@ -19,14 +19,14 @@ the outermost pixel repeated.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from medqa.errors import UsageError
+from medqa.metrics.gaussian import correlate, gaussian, slope, smooth
 from medqa.metrics.measure import Measure
 
 __all__ = [
@@ -54,6 +54,48 @@ _SMALLEST_SIDE = 16
 _FLAT = 1e-6
 # Keeps the maps finite where the reference has no detail; a quarter of an 8-bit grey level.
 _FLOOR = 0.001
+
+
+@dataclass(frozen=True)
+class _Detail:
+    """The finest band of displayed images, (N, 1, H, W) in [0, 1], and where to look at it.
+
+    Each part is computed once, when it is first asked for.
+    """
+
+    shown: Tensor
+    mask: Tensor | None = None
+
+    @cached_property
+    def band(self) -> Tensor:
+        return self.shown - smooth(self.shown, _BAND_SIGMA)
+
+    @cached_property
+    def energy(self) -> Tensor:
+        return smooth(self.band.square(), _LOCAL_SIGMA).sqrt_()
+
+    @cached_property
+    def body(self) -> list[Tensor]:
+        """Flat indices of each image's body; none where it is too small to say anything about."""
+        body = smooth(self.shown, _LOCAL_SIGMA) > _BODY_LEVEL
+        if self.mask is not None:
+            body &= self.mask
+        if min(body.shape[2:]) < _SMALLEST_SIDE:
+            body[:] = False
+        found = [one.flatten().nonzero()[:, 0] for one in body]
+        return [one if len(one) >= _FEWEST_PIXELS else one[:0] for one in found]
+
+    @cached_property
+    def edges(self) -> list[Tensor]:
+        """Flat indices of each image's edges; pixels as steep as the last one are among them."""
+        along, over = gaussian(_EDGE_SIGMA), slope(_EDGE_SIGMA)
+        down, across = correlate(self.shown, over, along), correlate(self.shown, along, over)
+        found = []
+        for steep, body in zip(down.square_().add_(across.square_()), self.body, strict=True):
+            inside = _at(steep, body)
+            others = len(body) - math.ceil(_EDGE_SHARE * len(body))
+            found.append(body[inside >= inside.kthvalue(others + 1).values] if others else body)
+        return found
 
 
 @dataclass(frozen=True)
@@ -91,21 +133,28 @@ class Bands:
                 "images", f"have the shapes {found}", "give tensors of one shape (N, 1, H, W)"
             )
 
+    def against(self, candidate: Tensor) -> Bands:
+        """Compare another candidate with the same reference, which is not computed again."""
+        other = replace(self, candidate=candidate)
+        other.__dict__["_one"] = self._one
+        return other
+
     @cached_property
     def edge_fidelity(self) -> Tensor:
         """(N,) float64 in [-1, 1]: the correlation of the bands over the edges."""
-        return self._correlation(self._bands, self._edges)
+        return self._correlation(self._one.band, self._other.band, self._one.edges)
 
     @cached_property
     def texture_fidelity(self) -> Tensor:
         """(N,) float64 in [-1, 1]: the correlation of the bands' local energy over the body."""
-        return self._correlation(self._energies, self._body)
+        return self._correlation(self._one.energy, self._other.energy, self._one.body)
 
     @cached_property
     def edge_map(self) -> Tensor:
         """(N, 1, H, W): how far the bands differ at the edges, in units of the reference's RMS."""
         found = self.reference.new_zeros(self.reference.shape)
-        for into, one, other, edges in zip(found, *self._bands, self._edges, strict=True):
+        pairs = zip(found, self._one.band, self._other.band, self._one.edges, strict=True)
+        for into, one, other, edges in pairs:
             if len(edges):
                 one, other = _at(one, edges), _at(other, edges)
                 rms = one.square().mean().sqrt()
@@ -116,55 +165,26 @@ class Bands:
     def texture_map(self) -> Tensor:
         """(N, 1, H, W): how far the bands' local energy differs, as |ln| of the ratio."""
         found = self.reference.new_zeros(self.reference.shape)
-        for into, one, other, body in zip(found, *self._energies, self._body, strict=True):
+        pairs = zip(found, self._one.energy, self._other.energy, self._one.body, strict=True)
+        for into, one, other, body in pairs:
             ratio = (_at(one, body) + _FLOOR) / (_at(other, body) + _FLOOR)
             into.view(-1)[body] = ratio.log().abs()
         return found
 
     @cached_property
-    def _shown(self) -> tuple[Tensor, Tensor]:
-        return self.reference / self.data_range, self.candidate / self.data_range
+    def _one(self) -> _Detail:
+        return _Detail(self.reference / self.data_range, self.mask)
 
     @cached_property
-    def _bands(self) -> tuple[Tensor, Tensor]:
-        one, other = (x - _smooth(x, _BAND_SIGMA) for x in self._shown)
-        return one, other
+    def _other(self) -> _Detail:
+        return _Detail(self.candidate / self.data_range)
 
-    @cached_property
-    def _energies(self) -> tuple[Tensor, Tensor]:
-        one, other = (_smooth(band.square(), _LOCAL_SIGMA).sqrt() for band in self._bands)
-        return one, other
-
-    @cached_property
-    def _body(self) -> list[Tensor]:
-        """Flat indices of each image's body; none where it is too small to say anything about."""
-        body = _smooth(self._shown[0], _LOCAL_SIGMA) > _BODY_LEVEL
-        if self.mask is not None:
-            body &= self.mask
-        if min(body.shape[2:]) < _SMALLEST_SIDE:
-            body[:] = False
-        found = [one.flatten().nonzero()[:, 0] for one in body]
-        return [one if len(one) >= _FEWEST_PIXELS else one[:0] for one in found]
-
-    @cached_property
-    def _edges(self) -> list[Tensor]:
-        """Flat indices of each image's edges; pixels as steep as the last one are among them."""
-        smooth, slope = _gaussian(_EDGE_SIGMA), _slope(_EDGE_SIGMA)
-        x = self._shown[0]
-        steepness = _filter(x, smooth, slope).square() + _filter(x, slope, smooth).square()
-        found = []
-        for steep, body in zip(steepness, self._body, strict=True):
-            inside = _at(steep, body)
-            steepest = inside.topk(math.ceil(_EDGE_SHARE * len(body)), sorted=False).values
-            found.append(body[inside >= steepest.min()] if len(body) else body)
-        return found
-
-    def _correlation(self, pair: tuple[Tensor, Tensor], regions: list[Tensor]) -> Tensor:
+    def _correlation(self, one: Tensor, other: Tensor, regions: list[Tensor]) -> Tensor:
         # One at a time: each image has a region of its own size.
         values = [
-            _pearson(_at(one, region).double(), _at(other, region).double(), torch.equal(*images))
-            for one, other, region, *images in zip(
-                *pair, regions, self.reference, self.candidate, strict=True
+            _pearson(_at(a, region).double(), _at(b, region).double(), torch.equal(*images))
+            for a, b, region, *images in zip(
+                one, other, regions, self.reference, self.candidate, strict=True
             )
         ]
         return torch.stack(values)
@@ -270,61 +290,3 @@ def _pearson(one: Tensor, other: Tensor, identical: bool) -> Tensor:
     if other.square().mean().sqrt() < _FLAT:
         return one.new_tensor(0.0)
     return (one @ other / (one.square().sum() * other.square().sum()).sqrt()).clamp(-1, 1)
-
-
-def _gaussian(sigma: float) -> Tensor:
-    """Kernel of `scipy.ndimage.gaussian_filter1d`: (2 radius + 1,) float64, sum 1."""
-    radius = int(4 * sigma + 0.5)
-    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1).double() / sigma).square())
-    return kernel / kernel.sum()
-
-
-def _slope(sigma: float) -> Tensor:
-    """First derivative of the same Gaussian, to be correlated with: rising values give plus."""
-    kernel = _gaussian(sigma)
-    radius = len(kernel) // 2
-    return kernel * torch.arange(-radius, radius + 1) / sigma**2
-
-
-def _smooth(x: Tensor, sigma: float) -> Tensor:
-    """Gaussian smoothing of (N, 1, H, W)."""
-    kernel = _gaussian(sigma)
-    return _filter(x, kernel, kernel)
-
-
-# Rows of output per matrix product: the fastest on CPUs of 16 to 128.
-_BLOCK = 32
-
-
-def _filter(x: Tensor, down: Tensor, across: Tensor) -> Tensor:
-    """Correlate (N, 1, H, W) with one kernel along each column and one along each row.
-
-    Each block of rows, then of columns, is the product of what the block needs and a matrix that
-    holds the shifted kernel: on CPUs several times as fast as a convolution of one channel.
-    With less than torch's default precision of float32 products the finest band is wrong.
-    """
-    height, width = x.shape[2:]
-    left, right = _shifted(down).to(x), _shifted(across).to(x).T
-    found = x.new_empty(len(x), height, math.ceil(width / _BLOCK), _BLOCK)
-    for into, image in zip(found, x[:, 0], strict=True):
-        needed = _extended(image, 0, len(down) // 2).unfold(0, left.shape[1], _BLOCK).mT
-        rows = torch.bmm(left.expand(len(needed), -1, -1), needed).flatten(0, 1)[:height]
-        needed = _extended(rows, 1, len(across) // 2).unfold(1, len(right), _BLOCK).transpose(0, 1)
-        into[:] = torch.bmm(needed, right.expand(len(needed), -1, -1)).transpose(0, 1)
-    return found.flatten(2)[:, None, :, :width]
-
-
-def _extended(x: Tensor, axis: int, radius: int) -> Tensor:
-    """Mirror (H, W) along an axis, as far as whole blocks need: ... 1 0 | 0 1 ... n-1 | n-1 ..."""
-    length = x.shape[axis]
-    end = math.ceil(length / _BLOCK) * _BLOCK + radius
-    index = torch.arange(-radius, end, device=x.device) % (2 * length)
-    index = torch.minimum(index, 2 * length - 1 - index)
-    before, after = index[:radius], index[radius + length :]
-    return torch.cat([x.index_select(axis, before), x, x.index_select(axis, after)], axis)
-
-
-def _shifted(kernel: Tensor) -> Tensor:
-    """Return the (block, block + 2 radius) matrix whose rows hold the kernel, each one further."""
-    around = F.pad(kernel, (_BLOCK - 1, _BLOCK - 1))
-    return around.unfold(0, _BLOCK + len(kernel) - 1, 1).flip(0)

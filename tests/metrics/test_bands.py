@@ -95,6 +95,28 @@ def test_each_image_of_a_batch_is_measured_alone() -> None:
     )
 
 
+def test_a_reference_serves_several_candidates() -> None:
+    one, other = _phantom(60, 70)
+    reference, candidates = _tensor(one), [_tensor(other), _tensor(0.9 * other)]
+    kept = Bands(reference, reference)
+    assert kept.edge_fidelity == 1
+    for candidate in candidates:
+        found, expected = kept.against(candidate), Bands(reference, candidate)
+        assert torch.equal(found.edge_fidelity, expected.edge_fidelity)
+        assert torch.equal(found.texture_map, expected.texture_map)
+
+
+def test_other_processors_and_gradients_get_the_same() -> None:
+    one, other = _phantom(60, 70)
+    reference, candidate = _tensor(one), _tensor(other)
+    found = Bands(reference, candidate)
+    exact = Bands(reference.double(), candidate.double())  # as on an accelerator
+    torch.testing.assert_close(found.edge_fidelity, exact.edge_fidelity, rtol=1e-5, atol=0)
+    torch.testing.assert_close(found.texture_map.double(), exact.texture_map, rtol=1e-3, atol=1e-4)
+    followed = Bands(reference, candidate.clone().requires_grad_()).texture_fidelity
+    torch.testing.assert_close(followed, exact.texture_fidelity, rtol=1e-5, atol=0)
+
+
 def test_the_range_of_the_display_is_divided_out() -> None:
     pair = [_tensor(image) for image in _phantom(64, 64)]
     wide = [255 * image for image in pair]

@@ -15,6 +15,7 @@ import piq
 import pytest
 import torch
 from monai.metrics import MultiScaleSSIMMetric
+from monai.metrics.regression import compute_ssim_and_cs
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom import dcmread
@@ -279,6 +280,12 @@ def test_psnr_and_nmse_equal_scikit_images(ct: Tensor, noisy: Tensor) -> None:
     expected = peak_signal_noise_ratio(one, other, data_range=1.0)
     assert float(psnr_db(ct, noisy)) == pytest.approx(expected, rel=1e-5)
     assert float(nmse(ct, noisy)) == pytest.approx(normalized_root_mse(one, other) ** 2, rel=1e-5)
+
+
+def test_ssim_equals_monais(ct: Tensor, noisy: Tensor) -> None:
+    window: dict[str, Any] = {"kernel_size": (11, 11), "kernel_sigma": (1.5, 1.5)}
+    expected, _ = compute_ssim_and_cs(noisy, ct, 2, **window)
+    assert float(ssim(ct, noisy)) == pytest.approx(float(expected.mean()), abs=1e-5)
 
 
 def test_ssim_equals_scikit_images_also_in_a_mask(ct: Tensor, noisy: Tensor) -> None:
