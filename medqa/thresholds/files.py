@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
+from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -42,16 +43,21 @@ def load(name_or_path: str) -> Profile:
     """
     if name_or_path.endswith(".toml"):
         return _parse(Path(name_or_path), name_or_path)
-    shipped = _shipped()
-    if name_or_path not in shipped:
+    if name_or_path not in _shipped():
         raise ProfileError(
             name_or_path,
             "no shipped profile has this name",
             f"take one of {', '.join(names())}, or the path of a .toml file",
         )
-    return _parse(shipped[name_or_path], f"{name_or_path}.toml")
+    return _load_shipped(name_or_path)
 
 
+@cache
+def _load_shipped(name: str) -> Profile:
+    return _parse(_shipped()[name], f"{name}.toml")
+
+
+@cache
 def _shipped() -> dict[str, Traversable]:
     found = files("medqa_thresholds").iterdir()
     return {file.name.removesuffix(".toml"): file for file in found if file.name.endswith(".toml")}

@@ -127,14 +127,13 @@ def test_slurm_gets_the_job_that_is_meant(tmp_path: Path) -> None:
     assert "--nworkers 2" in script
     assert "--nthreads 4" in script
     assert "--resources GPU=1" in script
+    assert "export MALLOC_TRIM_THRESHOLD_=268435456" in script
 
 
 def test_slurm_without_gpus_has_a_process_for_each_core() -> None:
-    assert slurm_options({"cores": 4, "memory": "16GB"}) == {
-        "cores": 4,
-        "memory": "16GB",
-        "processes": 4,
-    }
+    given = slurm_options({"cores": 4, "memory": "16GB", "job_script_prologue": ["module load x"]})
+    assert given.pop("job_script_prologue")[-1] == "module load x"
+    assert given == {"cores": 4, "memory": "16GB", "processes": 4}
 
 
 def test_kubernetes_gets_the_pods_that_are_meant() -> None:
@@ -145,6 +144,7 @@ def test_kubernetes_gets_the_pods_that_are_meant() -> None:
     (container,) = worker["spec"]["containers"]
     assert worker["replicas"] == 3
     assert container["image"] == "medqa:1"
+    assert {"name": "MALLOC_MMAP_THRESHOLD_", "value": "268435456"} in container["env"]
     assert container["resources"]["limits"] == {"memory": "6Gi", "cpu": 1, "nvidia.com/gpu": 1}
     assert " ".join(container["args"]).startswith("dask-worker --nthreads 1 --resources GPU=1")
     assert container["volumeMounts"] == [{"name": "volume-0", "mountPath": "/archive"}]
