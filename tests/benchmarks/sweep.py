@@ -27,7 +27,12 @@ from medqa.thresholds import load
 from medqa.transforms import displays
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
-FILES = ("ct/totalsegmentator_dicom/CT.*", "ct/liver_3slice_with_SEG/0*.dcm")
+FILES = (
+    "ct/totalsegmentator_dicom/CT.*",
+    "ct/liver_3slice_with_SEG/0*.dcm",
+    "ct/head_series_GE/*.dcm",
+    "ct/ct_with_RTSTRUCT/ct_*.dcm",
+)
 SETTINGS = Settings(tuple(CODECS), (4.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0), "ct-compression")
 
 
