@@ -7,7 +7,7 @@ squared difference of their unit-normalised feature vectors. 0 is identical; low
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -497,14 +497,15 @@ def _size(images: Tensor) -> tuple[int, int]:
     return rows, columns
 
 
-def _exact(device: torch.device) -> AbstractContextManager[None]:
+@contextmanager
+def _exact(device: torch.device) -> Iterator[None]:
     """No reduced precision that was not asked for, and the same bits every time."""
-    if device.type != "cuda":
-        return nullcontext()
-    flags: AbstractContextManager[None] = torch.backends.cudnn.flags(
-        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-    )
-    return flags
+    with ExitStack() as stack:
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        if device.type == "cuda":
+            flags: dict[str, bool] = {"benchmark": False, "deterministic": True}
+            stack.enter_context(torch.backends.cudnn.flags(**flags, enabled=True, allow_tf32=False))
+        yield
 
 
 def _budget(device: torch.device) -> float:

@@ -351,6 +351,18 @@ def test_views_and_positions_are_those_of_the_network(
             assert int(reached[-1]) <= at * view.stride + view.last
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_autocast_does_not_reach_it(precision: str) -> None:
+    network = GrayLPIPS(precision=precision)
+    pair = _pair(64, 64)
+    expected = network(*pair)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(network(*pair), expected)
+        kept = network.features(pair[0])
+        found = network.differences(kept, pair[1]).distance()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+
+
 def test_identical_pairs_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     network = GrayLPIPS()
     one, other = _pair(64, 64)
