@@ -310,45 +310,34 @@ def _correlate(
     """
     rows, columns = image.shape
     pixels = image.reshape(-1)
-    line = np.zeros(columns + 2 * before + _STEP, np.float32)
+    line = np.empty(columns + 2 * before + _STEP, np.float32)
     at = np.empty(_STEP, np.int64)
     for y in range(rows):
+        line[:] = np.float32(0)
         for k in range(len(down)):
             for i in range(_STEP):
                 at[i] = _mirrored(y + k * _STEP + i - above, rows) * columns
-            _add(pixels, at, down[k], k == 0, line[before : before + columns])
+            _add(pixels, at, down[k], line[before : before + columns])
         for i in range(before):
             line[i] = line[before + _mirrored(i - before, columns)]
             line[before + columns + i] = line[before + _mirrored(columns + i, columns)]
+        out[y] = np.float32(0)
         for k in range(len(across)):
             for i in range(_STEP):
                 at[i] = k * _STEP + i
-            _add(line, at, across[k], k == 0, out[y])
+            _add(line, at, across[k], out[y])
 
 
 @compiled
-def _add(values: _Floats, at: _Places, weights: _Floats, first: bool, out: _Floats) -> None:
-    """Add eight stretches of values, each with its weight; write them where they are the first."""
+def _add(values: _Floats, at: _Places, weights: _Floats, out: _Floats) -> None:
+    """Add eight stretches of values, each with its weight."""
     a, b, c, d = values[at[0] :], values[at[1] :], values[at[2] :], values[at[3] :]
     e, f, g, h = values[at[4] :], values[at[5] :], values[at[6] :], values[at[7] :]
     p, q, r, s = weights[0], weights[1], weights[2], weights[3]
     t, u, v, w = weights[4], weights[5], weights[6], weights[7]
-    if first:
-        for x in range(len(out)):
-            one = p * a[x] + q * b[x] + r * c[x] + s * d[x]
-            out[x] = one + t * e[x] + u * f[x] + v * g[x] + w * h[x]
-    else:
-        for x in range(len(out)):
-            out[x] += (
-                p * a[x]
-                + q * b[x]
-                + r * c[x]
-                + s * d[x]
-                + t * e[x]
-                + u * f[x]
-                + v * g[x]
-                + w * h[x]
-            )
+    for x in range(len(out)):
+        first = p * a[x] + q * b[x] + r * c[x] + s * d[x]
+        out[x] += first + t * e[x] + u * f[x] + v * g[x] + w * h[x]
 
 
 @njit(inline="always")

@@ -503,8 +503,11 @@ def _exact(device: torch.device) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.autocast(device.type, enabled=False))
         if device.type == "cuda":
-            flags: dict[str, bool] = {"benchmark": False, "deterministic": True}
-            stack.enter_context(torch.backends.cudnn.flags(**flags, enabled=True, allow_tf32=False))
+            stack.enter_context(
+                torch.backends.cudnn.flags(
+                    enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+                )
+            )
         yield
 
 

@@ -7,9 +7,9 @@ convolution is a product, and the result is read off again (Lavin & Gray, CVPR 2
     out = A' [ (G w G') * (B' x B) ] A        per patch; the product * is summed over channels
 
 A patch gives 4 x 4 results of a 3 x 3 kernel with 36 products instead of 144, or 2 x 2 of a 5 x 5
-kernel with 36 instead of 100. The usual points, 0, +-1 and +-2, cost a digit of precision. These,
-0, +-5/8 and +-3/2, were found by trying all multiples of 1/8 up to 2.5: rounding errors are about
-twice those of the direct sum.
+kernel with 36 instead of 100. At the usual points, 0, +-1 and +-2, rounding errors are five times
+those of the direct sum; at these, the best of all multiples of 1/8, about twice
+(``tests/benchmarks/winograd.py``).
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from torch import Tensor
 from medqa import kernels
 from medqa.threads import each
 
-__all__ = ["Filter", "serves"]
+__all__ = ["POINTS", "Filter", "serves"]
 
 _Floats = NDArray[np.float32]
 
 _SIDE = 6  # pixels of a patch
-_POINTS = (0.0, 5 / 8, -5 / 8, 3 / 2, -3 / 2)  # and infinity
+#: Where polynomials are evaluated; and at infinity.
+POINTS = (0.0, 5 / 8, -5 / 8, 3 / 2, -3 / 2)
 # Powers of them, as the transforms need them: all are exact in float32.
-_A, _B = np.float32(_POINTS[1]), np.float32(_POINTS[3])
+_A, _B = np.float32(POINTS[1]), np.float32(POINTS[3])
 _AA, _BB = np.float32(_A * _A), np.float32(_B * _B)
 _AAA, _BBB = np.float32(_AA * _A), np.float32(_BB * _B)
 _ABB, _BAA = np.float32(_A * _BB), np.float32(_B * _AA)
@@ -99,8 +100,8 @@ class Filter:
 def _evaluation(size: int) -> Tensor:
     """(6, size): a kernel's values at the points, less the factor that belongs to them: G."""
     rows = []
-    for point in _POINTS:
-        others = torch.tensor([point - one for one in _POINTS if one != point])
+    for point in POINTS:
+        others = torch.tensor([point - one for one in POINTS if one != point])
         rows.append([point**power / float(others.double().prod()) for power in range(size)])
     return torch.tensor([*rows, [0.0] * (size - 1) + [1.0]], dtype=torch.float64)
 
